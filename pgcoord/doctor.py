@@ -40,6 +40,7 @@ from pgcoord.errors import (
 )
 from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
+from pgcoord.runs.templates import Commands
 
 # Seconds that a notification may take before every start of a phase is late by something to notice.
 _SLOW = 0.1
@@ -101,7 +102,7 @@ async def examine(dsn: str, machine: Machine, *, probes: bool = False) -> list[F
 
 def _worktrees(configuration: Configuration, environment: Mapping[str, str]) -> list[Finding]:
     """Whether the workflows of this machine with worktrees have a repository to work in."""
-    found = []
+    findings = []
     for name, workflow in configuration.workflows.items():
         pool = configuration.pools.get(workflow.pool)
         if workflow.worktree is None or (pool and pool.launcher != LOCAL):
@@ -112,48 +113,55 @@ def _worktrees(configuration: Configuration, environment: Mapping[str, str]) -> 
             repository.start_of(workflow.worktree.base)
         except (worktree.Unfit, OSError) as error:
             words, remedy = f"workflow {name}: {error}", f"'directory' is {workflow.directory}"
-            found.append(Finding("worktrees", "fail", words, remedy))
+            findings.append(Finding("worktrees", "fail", words, remedy))
             continue
         if git.attempt("merge-tree", "--write-tree", "HEAD", "HEAD").returncode:
             words = f"workflow {name}: git is older than 2.38"
             remedy = "without a newer one, the branch of a feature lacks what was done side by side"
-            found.append(Finding("worktrees", "warn", words, remedy))
+            findings.append(Finding("worktrees", "warn", words, remedy))
         else:
             words = f"workflow {name}: worktrees of {repository.top}"
-            found.append(Finding("worktrees", "ok", words, None))
-    return found
+            findings.append(Finding("worktrees", "ok", words, None))
+    return findings
 
 
 async def _pool(pool: Pool, machine: Machine, *, probes: bool) -> list[Finding]:
     """Return findings on whether the engine of a pool answers, and its jobs can report."""
     engine = LAUNCHERS[pool.launcher](pool.settings, machine.environment)
-    found = []
-    if isinstance(engine, Slurm):
-        found = await engine.check()
+    findings = []
+    if isinstance(engine, Slurm | Commands):
+        findings = await engine.check()
     else:
         try:
             jobs = await engine.find()
-            found.append(Finding("pools", "ok", f"its engine answers, {len(jobs)} jobs", None))
+            findings.append(Finding("pools", "ok", f"its engine answers, {len(jobs)} jobs", None))
         except NotNow as error:
-            found.append(Finding("pools", "fail", message_of(error), "try its commands by hand"))
+            findings.append(Finding("pools", "fail", message_of(error), "try its commands by hand"))
     folder = pool.settings.get("folder")
     if folder is not None and not await asyncio.to_thread(_is_writable, Path(str(folder))):
         words = f"nothing can be written to {folder}"
-        found.append(Finding("pools", "fail", words, "make it, on a file system that nodes share"))
+        findings.append(
+            Finding("pools", "fail", words, "make it, on a file system that nodes share")
+        )
     assert machine.configuration is not None
     url = pool.settings.get("report_url") or machine.configuration.server.public_url
     if url is None or _LOOPBACK.match(str(url)):
-        words = "its nodes know no address of this server: jobs report by files in its folder"
-        remedy = "give public_url in [server], or report_url in the pool: that is seconds faster"
-        level = "warn"
+        words = "its nodes know no address of this server"
+        if url is not None:
+            words = f"its nodes reach themselves at {url}, not this server"
         if folder is None:  # engines whose nodes share none
-            words = "its nodes know no address of this server: no job can begin"
-            level, remedy = "fail", "give report_url in the pool, or public_url in [server]"
-        found.append(Finding("pools", level, words, remedy))
+            level, words = "fail", f"{words}: no job can begin"
+            remedy = "give report_url in the pool, or public_url in [server]"
+        else:
+            level, words = "warn", f"{words}: jobs report by files in its folder"
+            remedy = (
+                "give public_url in [server], or report_url in the pool: that is seconds faster"
+            )
+        findings.append(Finding("pools", level, words, remedy))
     if probes:
         address = None if url is None else str(url)
-        found += await probe(engine, pool.settings, address, machine.environment)
-    return [replace(each, kind="pools", words=f"{pool.name}: {each.words}") for each in found]
+        findings += await probe(engine, pool.settings, address, machine.environment)
+    return [replace(each, kind="pools", words=f"{pool.name}: {each.words}") for each in findings]
 
 
 def _is_writable(folder: Path) -> bool:
@@ -214,7 +222,7 @@ async def _settings(dsn: str) -> Finding:
     if balancer == "sends":
         return Finding("settings", "fail", BALANCED, UNBALANCED)
     if differing:
-        words = "; ".join(f"{name} is {found}, not {asked}" for name, asked, found in differing)
+        words = "; ".join(f"{name} is {value}, not {wanted}" for name, wanted, value in differing)
         remedy = "what is between here and the server does not keep them: give its own address"
         return Finding("settings", "fail", words, remedy)
     through = " through pgpool-II, which sends all to the primary" if balancer else ""
@@ -224,13 +232,13 @@ async def _settings(dsn: str) -> Finding:
 
 async def _clocks(conn: Connection) -> tuple[timedelta, timedelta]:
     """Return by how much the database's clock is ahead of ours, and the error of that figure."""
-    found = []
+    samples = []
     for _ in range(3):
         before, ours = time.monotonic(), time.time()
         theirs = (await session.now(conn)).timestamp()
         took = time.monotonic() - before
-        found.append((took / 2, theirs - ours - took / 2))
-    exact, ahead = min(found)
+        samples.append((took / 2, theirs - ours - took / 2))
+    exact, ahead = min(samples)
     return timedelta(seconds=ahead), timedelta(seconds=exact)
 
 
@@ -377,16 +385,16 @@ async def _runs_folder(dsn: str, machine: Machine) -> Path:
 def _disk(folder: Path) -> Finding:
     # What this user may not look at counts as being on the disk of the folder above.
     there = next(each for each in (folder, *folder.parents) if os.path.exists(each))
-    found = os.statvfs(there)
-    if found.f_flag & os.ST_RDONLY:
+    disk = os.statvfs(there)
+    if disk.f_flag & os.ST_RDONLY:
         words = f"the disk of {folder} can only be read: no phase can start"
         return Finding(
             "disk", "fail", words, "mount it to be written to; errors may have caused it"
         )
-    if found.f_files and found.f_favail < _FEW_FILES:
-        words = f"the disk of {folder} has room for {found.f_favail} files more; a run makes six"
+    if disk.f_files and disk.f_favail < _FEW_FILES:
+        words = f"the disk of {folder} has room for {disk.f_favail} files more; a run makes six"
         return Finding("disk", "fail", words, "remove some; 'retention' of [log] removes old runs")
-    return _room(folder, found.f_bavail * found.f_frsize)
+    return _room(folder, disk.f_bavail * disk.f_frsize)
 
 
 def _room(folder: Path, free: int) -> Finding:

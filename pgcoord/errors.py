@@ -130,13 +130,13 @@ def message_of(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def did_you_mean(word: str, known: Collection[str]) -> str:
+def did_you_mean(word: str, words: Collection[str]) -> str:
     """Return the end of an error about an unknown *word*.
 
-    It names the nearest of *known*, or else all of them; "" if there are none.
+    It names the nearest of *words*, or else all of them; "" if there are none.
     """
-    spellings = {each.lower(): each for each in known}
+    spellings = {each.lower(): each for each in words}
     near = difflib.get_close_matches(word.lower(), spellings, n=1)
     if near:
         return f"; did you mean {spellings[near[0]]}?"
-    return f"; expected one of {', '.join(known)}" if known else ""
+    return f"; expected one of {', '.join(words)}" if words else ""

@@ -121,9 +121,9 @@ class Findings:
 
         Return *words* as they are quoted.
         """
-        said = quote(words)
-        self.errors = [*self.errors[-9:], said]
-        return said
+        quoted = quote(words)
+        self.errors = [*self.errors[-9:], quoted]
+        return quoted
 
     def end(self, error: object = None) -> None:
         """Record that the agent has ended its turn, with *error* if there was one."""
@@ -137,9 +137,9 @@ class Findings:
         if str(text).strip():
             self.result["summary"] = _clean(str(text))[:_SUMMARY]
 
-    def add_tokens(self, taken: object, written: object) -> None:
-        """Add *taken* input and *written* output tokens to the result."""
-        for name, count in (("tokens_in", taken), ("tokens_out", written)):
+    def add_tokens(self, read: object, written: object) -> None:
+        """Add *read* input and *written* output tokens to the result."""
+        for name, count in (("tokens_in", read), ("tokens_out", written)):
             self.result[name] = self.result.get(name, 0) + int(_amount(count))
 
     @property
@@ -204,16 +204,16 @@ def _amount(value: object) -> float:
     return value if isinstance(value, (int, float)) and 0 < value < 1e12 else 0
 
 
-def _call(name: object, given: object) -> str:
+def _call(name: object, arguments: object) -> str:
     """Return a line on a call of a tool: its name, and its most telling argument."""
-    words: object = given
-    if isinstance(given, dict):
+    words: object = arguments
+    if isinstance(arguments, dict):
         keys = ("command", "file_path", "path", "pattern", "url", "description", "prompt")
-        words = next((given[key] for key in keys if given.get(key)), json.dumps(given))
+        words = next((arguments[key] for key in keys if arguments.get(key)), json.dumps(arguments))
     return f"  → {name} {quote(words)}"
 
 
-def read_claude(event: Event, found: Findings) -> Iterator[str]:
+def read_claude(event: Event, findings: Findings) -> Iterator[str]:
     """Read an object of Claude Code or Qwen Code, `--output-format stream-json`."""
     kind = event.get("type")
     if event.get("subtype") == "api_retry":
@@ -236,65 +236,65 @@ def read_claude(event: Event, found: Findings) -> Iterator[str]:
             if each.get("type") == "tool_result" and each.get("is_error"):
                 yield f"  ✗ {quote(each.get('content'))}"
     elif kind == "result":
-        yield from _claude_result(event, found)
+        yield from _claude_result(event, findings)
 
 
-def _claude_result(event: Event, found: Findings) -> Iterator[str]:
+def _claude_result(event: Event, findings: Findings) -> Iterator[str]:
     usage = event.get("usage")
     if isinstance(usage, dict):
         names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-        taken = sum(_amount(usage.get(name)) for name in names)
-        found.add_tokens(taken, usage.get("output_tokens"))
+        tokens_read = sum(_amount(usage.get(name)) for name in names)
+        findings.add_tokens(tokens_read, usage.get("output_tokens"))
     cost = _amount(event.get("total_cost_usd"))
     if cost:
-        found.result["cost_usd"] = cost
+        findings.result["cost_usd"] = cost
     answer = event.get("result")
     if str(answer).startswith("[API Error: "):  # Qwen Code takes that for an answer
-        found.end(answer)
+        findings.end(answer)
         return
     if event.get("is_error") or str(event.get("subtype", "success")) != "success":
         words = answer or event.get("errors") or event.get("error") or event.get("subtype")
-        found.end(_message(words))
+        findings.end(_message(words))
         return
-    found.end()
-    found.answer(answer or "")
+    findings.end()
+    findings.answer(answer or "")
     refused = [
         _call(each.get("tool_name"), each.get("tool_input"))[4:]
         for each in _objects(event.get("permission_denials"))
     ]
     if refused:
-        found.fail(f"the agent was not allowed to use {quote(', '.join(refused))}")
+        findings.fail(f"the agent was not allowed to use {quote(', '.join(refused))}")
     if cost:
         yield f"  = {event.get('num_turns', '?')} turns, ${cost:.4f}"
 
 
-def read_codex(event: Event, found: Findings) -> Iterator[str]:
+def read_codex(event: Event, findings: Findings) -> Iterator[str]:
     """Read an object of Codex, `exec --json`."""
     kind, item = event.get("type"), event.get("item")
     if kind == "item.started" and isinstance(item, dict):
         if item.get("type") == "command_execution":
             yield _call("$", item.get("command"))
     elif kind == "item.completed" and isinstance(item, dict):
-        yield from _codex_item(item, found)
+        yield from _codex_item(item, findings)
     elif kind == "turn.completed":
         usage = event.get("usage")
         if isinstance(usage, dict):
-            found.add_tokens(usage.get("input_tokens"), usage.get("output_tokens"))
-        found.errors = []  # it has got over them
-        found.end()
+            findings.add_tokens(usage.get("input_tokens"), usage.get("output_tokens"))
+        findings.errors = []  # it has got over them
+        findings.end()
     elif kind == "turn.failed":
-        found.end(_message(event.get("error")))
+        findings.end(_message(event.get("error")))
     elif kind == "error":
-        yield f"  ✗ {found.error(event.get('message'))}"
+        yield f"  ✗ {findings.error(event.get('message'))}"
 
 
-def _codex_item(item: Event, found: Findings) -> Iterator[str]:
+def _codex_item(item: Event, findings: Findings) -> Iterator[str]:
     kind = item.get("type")
     if kind == "agent_message" and str(item.get("text", "")).strip():
-        found.answer(item["text"])
+        findings.answer(item["text"])
         yield str(item["text"])
     elif kind == "command_execution" and item.get("status") == "declined":
-        found.fail(f"the agent was not allowed to use $ {quote(item.get('command'))}")
+        findings.fail(f"the agent was not allowed to use $ {quote(item.get('command'))}")
         yield f"  ✗ declined: {quote(item.get('command'))}"
     elif kind == "command_execution" and item.get("exit_code"):
         yield f"  ✗ status {item['exit_code']}: {quote(item.get('aggregated_output'))}"
@@ -304,48 +304,48 @@ def _codex_item(item: Event, found: Findings) -> Iterator[str]:
     elif kind == "mcp_tool_call":
         yield _call(item.get("tool"), item.get("arguments"))
     elif kind == "error":
-        yield f"  ✗ {found.error(item.get('message'))}"
+        yield f"  ✗ {findings.error(item.get('message'))}"
 
 
-def read_gemini(event: Event, found: Findings) -> Iterator[str]:
+def read_gemini(event: Event, findings: Findings) -> Iterator[str]:
     """Read an object of Gemini CLI, `--output-format stream-json`."""
     kind = event.get("type")
     if kind == "message":
         if event.get("role") == "assistant":  # a piece of the answer, cut anywhere
-            found.part += str(event.get("content", ""))
+            findings.part += str(event.get("content", ""))
         return
-    yield from _whole_answer(found)
+    yield from _whole_answer(findings)
     if kind == "tool_use":
         yield _call(event.get("tool_name"), event.get("parameters"))
     elif kind == "tool_result" and event.get("status") == "error":
         words = quote(_message(event.get("error")) or event.get("output"))
         # Its policy denied the tool without asking. A shell that it may not use is "not found".
         if "denied" in words or 'Tool "run_shell_command" not found' in words:
-            found.fail(f"the agent was not allowed to use a tool: {words}")
+            findings.fail(f"the agent was not allowed to use a tool: {words}")
         yield f"  ✗ {words}"
     elif kind == "error":
-        yield f"  ✗ {found.error(event.get('message'))}"
+        yield f"  ✗ {findings.error(event.get('message'))}"
     elif kind == "result":
         stats = event.get("stats")
         if isinstance(stats, dict):
-            found.add_tokens(stats.get("input_tokens"), stats.get("output_tokens"))
-        found.end(None if event.get("status") == "success" else _message(event.get("error")))
+            findings.add_tokens(stats.get("input_tokens"), stats.get("output_tokens"))
+        findings.end(None if event.get("status") == "success" else _message(event.get("error")))
 
 
-def _whole_answer(found: Findings) -> Iterator[str]:
+def _whole_answer(findings: Findings) -> Iterator[str]:
     """Yield the answer whose pieces have come, if there is one."""
-    text, found.part = found.part.strip(), ""
+    text, findings.part = findings.part.strip(), ""
     if text:
-        found.answer(text)
+        findings.answer(text)
         yield text
 
 
-def read_copilot(event: Event, found: Findings) -> Iterator[str]:
+def read_copilot(event: Event, findings: Findings) -> Iterator[str]:
     """Read an object of GitHub Copilot CLI, `--output-format json`."""
     kind, data = event.get("type"), event.get("data")
     data = data if isinstance(data, dict) else {}
     if kind == "assistant.message" and str(data.get("content", "")).strip():
-        found.answer(data["content"])
+        findings.answer(data["content"])
         yield str(data["content"])
     elif kind == "tool.execution_start":
         yield _call(data.get("toolName"), data.get("arguments"))
@@ -353,22 +353,22 @@ def read_copilot(event: Event, found: Findings) -> Iterator[str]:
         error = data.get("error")
         code = error.get("code") if isinstance(error, dict) else None
         if code in ("denied", "rejected"):
-            found.fail(f"the agent was not allowed to use a tool: {quote(_message(error))}")
+            findings.fail(f"the agent was not allowed to use a tool: {quote(_message(error))}")
         yield f"  ✗ {quote(_message(error))}"
     elif kind == "model.call_failure":
         yield f"  … the model gives no answer ({data.get('statusCode') or 'no connection'})"
     elif kind == "session.error":
-        found.end(data.get("message"))
+        findings.end(data.get("message"))
     elif kind == "result":
-        found.end()
+        findings.end()
 
 
-def read_opencode(event: Event, found: Findings) -> Iterator[str]:
+def read_opencode(event: Event, findings: Findings) -> Iterator[str]:
     """Read an object of OpenCode, `run --format json`."""
     kind, part = event.get("type"), event.get("part")
     part = part if isinstance(part, dict) else {}
     if kind == "text" and str(part.get("text", "")).strip():
-        found.answer(part["text"])
+        findings.answer(part["text"])
         yield str(part["text"])
     elif kind == "tool_use":
         state = part.get("state")
@@ -377,23 +377,23 @@ def read_opencode(event: Event, found: Findings) -> Iterator[str]:
         if state.get("status") == "error":
             words = quote(state.get("error"))
             if "rejected permission" in words or "prevents you from using" in words:
-                found.fail(f"the agent was not allowed to use {part.get('tool')}: {words}")
+                findings.fail(f"the agent was not allowed to use {part.get('tool')}: {words}")
             yield f"  ✗ {words}"
         elif part.get("tool") == "invalid" and isinstance(state.get("input"), dict):
             # One of its tools that its configuration denies wholly is called unavailable.
-            given = state["input"]
-            if given.get("tool") in ("bash", "edit", "write", "webfetch"):
-                found.fail(f"the agent was not allowed to use {given['tool']}")
-            yield f"  ✗ {quote(given.get('error'))}"
+            arguments = state["input"]
+            if arguments.get("tool") in ("bash", "edit", "write", "webfetch"):
+                findings.fail(f"the agent was not allowed to use {arguments['tool']}")
+            yield f"  ✗ {quote(arguments.get('error'))}"
     elif kind == "step_finish":
         tokens = part.get("tokens")
         if isinstance(tokens, dict):
-            found.add_tokens(tokens.get("input"), tokens.get("output"))
+            findings.add_tokens(tokens.get("input"), tokens.get("output"))
         cost = _amount(part.get("cost"))
-        found.result["cost_usd"] = round(found.result.get("cost_usd", 0) + cost, 6)
-        found.over = part.get("reason") != "tool-calls"
+        findings.result["cost_usd"] = round(findings.result.get("cost_usd", 0) + cost, 6)
+        findings.over = part.get("reason") != "tool-calls"
     elif kind == "error":
-        found.end(_message(event.get("error")))
+        findings.end(_message(event.get("error")))
 
 
 def _message(error: object) -> object:
@@ -494,8 +494,8 @@ class _Lines:
 
     def rest(self) -> list[bytes]:
         """Return the incomplete last line, if there is one."""
-        kept, self._kept = self._kept, b""
-        return [kept] if kept else []
+        unfinished, self._kept = self._kept, b""
+        return [unfinished] if unfinished else []
 
 
 class Judge:
@@ -504,7 +504,7 @@ class Judge:
     def __init__(self, spec: Spec) -> None:
         """Judge by *spec*."""
         self.spec = spec
-        self.found = Findings()
+        self.findings = Findings()
         self._has_output = False
         self._is_ending = False
         self._check: subprocess.Popen[bytes] | None = None
@@ -521,11 +521,11 @@ class Judge:
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(each, self._end)
         status = self._run_command(command)
-        if self.spec.agent and not status and not self.found.over:
+        if self.spec.agent and not status and not self.findings.over:
             self._doubt()
-        failure = self.found.failure = self.found.failure or self._reported_failure()
+        failure = self.findings.failure = self.findings.failure or self._reported_failure()
         fails = bool(status or failure) and not self._is_ending
-        temporary = self.found.temporary if self.spec.agent and fails else None
+        temporary = self.findings.temporary if self.spec.agent and fails else None
         self._keep_result(f"try again later: {temporary}" if temporary else None)
         if self._is_ending:
             return status or _TERMINATED
@@ -542,10 +542,10 @@ class Judge:
 
     def _doubt(self) -> None:
         """Fail an agent whose exit status says success, and whose output does not."""
-        if self.found.over is False:
-            self.found.fail("the agent has exited in the middle of its turn")
+        if self.findings.over is False:
+            self.findings.fail("the agent has exited in the middle of its turn")
         elif not self._has_output:
-            self.found.fail("the agent has exited without a word")
+            self.findings.fail("the agent has exited without a word")
 
     def _run_command(self, command: list[str]) -> int:
         listens = bool(self._read or self._patterns or self._members)
@@ -603,19 +603,19 @@ class Judge:
                         selector.unregister(key.fileobj)
                     if lines is None:
                         over = time.monotonic() + _LONGEST_DRAIN
-                self._end_what_only_waits(process)
+                self._end_waiting_agent(process)
         for lines, error in is_error.items():
             for line in lines.rest():
                 self._take(line, error)
-        for each in _whole_answer(self.found):
+        for each in _whole_answer(self.findings):
             put_line(each)
 
-    def _end_what_only_waits(self, process: subprocess.Popen[bytes]) -> None:
-        since = self.found.waits_since
+    def _end_waiting_agent(self, process: subprocess.Popen[bytes]) -> None:
+        since = self.findings.waits_since
         if since is not None and time.monotonic() - since > _NETWORK_TIMEOUT:
-            self.found.end("waiting for network, and does not give up")
+            self.findings.end("waiting for network, and does not give up")
             process.terminate()
-            self.found.waits_since = None
+            self.findings.waits_since = None
 
     def _take(self, line: bytes, is_error: bool) -> None:
         """Judge a line of the output, and write it into the log."""
@@ -623,29 +623,29 @@ class Judge:
         event = _object(text)
         self._has_output = self._has_output or bool(text.strip())
         if is_error and self.spec.agent and text.strip():
-            self.found.error(quote(text))
+            self.findings.error(quote(text))
             refusal = AGENTS[self.spec.agent].refusal
             if refusal and (refused := re.search(refusal, text)):
-                self.found.fail(f"the agent was not allowed to use a tool: {quote(refused[1])}")
+                self.findings.fail(f"the agent was not allowed to use a tool: {quote(refused[1])}")
         if self.spec.agent and text.strip():
             waits = _NO_NETWORK.search(text) is not None
-            since = self.found.waits_since
-            self.found.waits_since = (since or time.monotonic()) if waits else None
+            since = self.findings.waits_since
+            self.findings.waits_since = (since or time.monotonic()) if waits else None
         if event is not None and self._read and not is_error:
-            self.found.over = self.found.over or False
-            for each in self._read(event, self.found):
+            self.findings.over = self.findings.over or False
+            for each in self._read(event, self.findings):
                 put_line(each)
         else:
             put(line + b"\n")
         for pattern in self._patterns:
             if pattern.search(text):
-                self.found.fail(f"its output matches {pattern.pattern}: {quote(text)}")
+                self.findings.fail(f"its output matches {pattern.pattern}: {quote(text)}")
         for path in self._members if event is not None else ():
             value: object = event
             for name in path:
                 value = value.get(name) if isinstance(value, dict) else None
             if value:
-                self.found.fail(f"its output has $.{'.'.join(path)}: {quote(json.dumps(value))}")
+                self.findings.fail(f"its output has $.{'.'.join(path)}: {quote(json.dumps(value))}")
 
     def _run_check(self) -> int:
         check, seconds = self.spec.check, self.spec.check_seconds
@@ -702,14 +702,14 @@ class Judge:
         The file is replaced as a whole, so that a kill, or another writer, leaves no half of it.
         """
         path, result = os.environ.get("PGCOORD_RESULT_FILE"), _result()
-        if not path or not (self.found.result or later) or (result is None and not later):
+        if not path or not (self.findings.result or later) or (result is None and not later):
             return
-        said = {"status": "later", "error": later} if later else {}
-        costs = {name: value for name, value in self.found.result.items() if name != "summary"}
+        outcome = {"status": "later", "error": later} if later else {}
+        costs = {name: value for name, value in self.findings.result.items() if name != "summary"}
         for each in (
-            {**self.found.result, **(result or {}), **said},
-            {**costs, **(result or {}), **said},
-            {**costs, **said} if later else None,  # else that of the command stays as it is
+            {**self.findings.result, **(result or {}), **outcome},
+            {**costs, **(result or {}), **outcome},
+            {**costs, **outcome} if later else None,  # else that of the command stays as it is
         ):
             data = json.dumps(each, ensure_ascii=False).encode("utf-8", "replace")
             if each is None or len(data) <= _MOST_RESULT:
@@ -737,20 +737,20 @@ def _result() -> dict[str, Any] | None:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
-            found = json.loads(file.read(1_000_000) or b"{}")
+            content = json.loads(file.read(1_000_000) or b"{}")
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _object(text: str) -> Event | None:
     if not text.lstrip().startswith("{"):
         return None
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def main() -> None:

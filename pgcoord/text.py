@@ -35,7 +35,7 @@ def read_text(path: Path) -> str:
 
 def printable(text: str) -> str:
     r"""Return *text* with each control character as Python writes it, such as \x1b."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:

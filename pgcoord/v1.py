@@ -161,13 +161,13 @@ def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
     _refuse_others(conn)
     with _transaction(conn, dry_run=dry_run):
         _refuse_ran(conn)
-        held = _words(conn, "hold")
-        if held:
+        holders = _words(conn, "hold")
+        if holders:
             raise Refused(
-                "others have made what would go with it:\n" + _some(held),
+                "others have made what would go with it:\n" + _some(holders),
                 hint="Move it elsewhere or drop it, then undo.",
             )
-        lost = _words(conn, "since")
+        changed_since = _words(conn, "since")
         was_ours, roles = conn.execute(
             "select was_ours, exists (select from pgcoord.migration where name = 'roles')"
             " from pgcoord_v1.migration"
@@ -175,7 +175,7 @@ def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
         _run(conn, "undo")
         if was_ours:
             schema.upgrade(conn, roles=roles)
-        return lost
+        return changed_since
 
 
 def _refuse_others(conn: Connection) -> None:
@@ -239,26 +239,26 @@ def _find(conn: Connection) -> dict[str, str | None]:
             hint="Rename phase_queue in all but the one that is to be migrated.",
         )
     [home] = homes
-    found: dict[str, str | None] = {
+    schemas: dict[str, str | None] = {
         name: its_schema for name, its_schema, _, known in rows if known and its_schema == home
     }
     for name, its_schema, _, known in rows:
         takes_our_name = known and its_schema == "public" and name in TABLES[:2]
-        if takes_our_name and found.setdefault(name, its_schema) != its_schema:
+        if takes_our_name and schemas.setdefault(name, its_schema) != its_schema:
             raise Refused(
                 f"there is a table {name} in {home} and one in public",
                 hint="Rename that in public: pgcoord's own takes that name.",
             )
-    _refuse_owned(conn, rows, found)
-    return found
+    _refuse_owned(conn, rows, schemas)
+    return schemas
 
 
 def _refuse_owned(
-    conn: Connection, rows: list[tuple[Any, ...]], found: dict[str, str | None]
+    conn: Connection, rows: list[tuple[Any, ...]], schemas: dict[str, str | None]
 ) -> None:
     for name, its_schema, owner, _ in rows:
         row = conn.execute("select pg_has_role(%s::name, 'usage')", [owner]).fetchone()
-        if found.get(name) == its_schema and not (row and row[0]):
+        if schemas.get(name) == its_schema and not (row and row[0]):
             raise DatabaseUnusable(
                 f"{its_schema}.{name} belongs to {owner}, and you are {conn.info.user}",
                 hint=f"Run it as {owner}, or as a superuser.",
@@ -374,7 +374,7 @@ def _value(value: Any) -> str | None:
 def _refuse_open(source: Path) -> None:
     """Refuse a file that another process has open, as far as this system tells (Linux)."""
     try:
-        wanted = source.stat()
+        status = source.stat()
     except OSError as error:
         raise InvalidInput(f"{source} cannot be read: {error.strerror}") from error
     users = []
@@ -384,7 +384,7 @@ def _refuse_open(source: Path) -> None:
             words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # of another user, or gone
             continue
-        if int(process.name) != os.getpid() and any(os.path.samestat(wanted, o) for o in opened):
+        if int(process.name) != os.getpid() and any(os.path.samestat(status, o) for o in opened):
             users.append(f"process {process.name}: {words.strip()[:60]}")
     if users:
         raise Refused(

@@ -1,6 +1,7 @@
--- Who may do what: three group roles without login, each with the rights of the one before it. A login becomes a member
+-- Privileges: three group roles without login, each with the privileges of the one before it. A login becomes a member
 -- of one (grant pgcoord_client to …). Applied by `pgcoord upgrade --roles`, and from then on with every upgrade that
--- changes anything: a new table or view is seen by all three, the rest has no rights until it is named here. Without roles, all is the owner's alone.
+-- changes anything: all three may read a new table or view; nothing else is granted until it is named here. Without roles,
+-- only the owner has access.
 --
 -- pgcoord_reader       sees everything but the secrets that sign reports.
 -- pgcoord_client       brings work in and steers it: INSERT, the functions of docs/design.md, section 8, and UPDATE of what a
@@ -24,7 +25,7 @@ begin
     end loop;
 end $$;
 
--- What an earlier release, or somebody by hand, has given them is taken back: this file is all they have.
+-- Privileges that an earlier release, or a person, has granted them are revoked: they have only those of this file.
 revoke all on all tables in schema pgcoord, pgcoord_private from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 revoke all on all sequences in schema pgcoord from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 revoke all on all functions in schema pgcoord, pgcoord_private from pgcoord_reader, pgcoord_client, pgcoord_coordinator;
@@ -32,7 +33,7 @@ revoke all on public.planned_features, public.phase_queue from pgcoord_reader, p
 
 grant usage on schema public, pgcoord, pgcoord_private to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 
--- Seeing: all but the secrets of attempts, and the view that shows them (pgcoord_private.assignment).
+-- Read: everything but the secrets of attempts, and the view that shows them (pgcoord_private.assignment).
 grant select on public.planned_features, public.phase_queue to pgcoord_reader, pgcoord_client, pgcoord_coordinator;
 grant select on all tables in schema pgcoord, pgcoord_private to pgcoord_reader, pgcoord_client;
 revoke select on pgcoord.attempt, pgcoord_private.assignment from pgcoord_reader, pgcoord_client;
@@ -40,13 +41,14 @@ grant select (
     id, queue_id, number, adw_id, slot, pool, epoch, host, folder, external, workflow, reports, max_attempts, retry_delay,
     retry_lost, timeout, claimed_at, started_at, deadline, pid, process_started, ending, ending_at, ending_reason,
     ended_at, outcome, error, exited_at, exit_code, quiet_since, submitted_at, job, node, copy, waits_for,
-    refused_begins, lock, submitted_to    -- all but the secret
+    refused_begins, lock, submitted_to    -- all columns but the secret
 ) on pgcoord.attempt to pgcoord_reader, pgcoord_client;
 grant execute on function
     pgcoord.why(text), pgcoord.feature_object(bigint), pgcoord.checkup(),
     pgcoord.forecast(bigint[]), pgcoord.expected_finish(bigint[])
 to pgcoord_reader;
--- What views and these functions call. A function that only reads, with the rights of the caller, gives nobody anything.
+-- Functions that views and these functions call. A function that only reads, with the privileges of the caller, gives no
+-- further access.
 do $$
 declare
     v_function regprocedure;
@@ -60,9 +62,9 @@ begin
 end $$;
 grant execute on function pgcoord_private.checkup_notifications() to pgcoord_reader, pgcoord_client;
 
--- Bringing work in. A phase may be inserted in any state that docs/design.md, section 4, allows: the triggers see to it
--- that it is true. Rights are of all columns, since many clients name each one: what is derived the triggers guard, from
--- whatever statement or trigger it comes (writes_state).
+-- Insert. A phase may be inserted in any state that docs/design.md, section 4, permits: the triggers check it. The
+-- privileges are on all columns, since many clients name each column; the triggers protect derived columns against every
+-- statement and trigger (writes_state).
 grant insert on public.planned_features, public.phase_queue to pgcoord_client, pgcoord_coordinator;
 grant usage on sequence public.planned_features_id_seq to pgcoord_client, pgcoord_coordinator;
 grant usage on sequence pgcoord.queue_position to pgcoord_client;
@@ -74,7 +76,7 @@ grant execute on all functions in schema pgcoord to pgcoord_client;
 revoke execute on function pgcoord.prune(interval), pgcoord.prune(text), pgcoord.give_up_attempt(bigint, text, text), pgcoord.release_issues()
 from pgcoord_client;
 grant execute on function pgcoord_private.feature_to_plan(integer) to pgcoord_client;
--- What the triggers call for the client who inserts or updates; called by hand, they do no more than a lock would.
+-- Functions that the triggers call with the privileges of the client; called directly, they have no more effect than a lock.
 grant execute on function
     pgcoord_private.slot_for_inserted(text, text), pgcoord_private.new_adw_id(), pgcoord_private.refuse_gate(text),
     pgcoord_private.check_new_prerequisites(public.phase_queue, jsonb),
@@ -83,7 +85,7 @@ grant execute on function
     pgcoord_private.check_scheduled_feature(text, jsonb)
 to pgcoord_client;
 
--- Coordinating. History and the schema's own record stay as they are written.
+-- Coordinate. History and the schema's own record are append-only.
 grant execute on all functions in schema pgcoord, pgcoord_private to pgcoord_coordinator;
 grant usage on all sequences in schema pgcoord to pgcoord_coordinator;
 grant select, insert, update, delete on all tables in schema pgcoord, pgcoord_private to pgcoord_coordinator;

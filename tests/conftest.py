@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -28,10 +29,17 @@ from support.database import (
     upgrade,
 )
 from support.desk import Desk
+from support.guard import guarded
 from support.pooler import Pooler, Proxy
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 pytest_plugins = ["support.timeouts", "support.slurm", "support.cable"]
 
@@ -75,6 +83,7 @@ def server() -> Iterator[str]:
         return
     with (
         tempfile.TemporaryDirectory(prefix="pgcoord-tests-", dir=_memory()) as folder,
+        guarded(Path(folder)),
         ExitStack() as end,
     ):
         embedded = EmbeddedPostgres(Path(folder), chosen_binaries())

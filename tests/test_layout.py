@@ -72,7 +72,7 @@ def test_an_import_against_the_floors_is_found() -> None:
     assert HEIGHTS[room_of("http.api")] > HEIGHTS[room_of("coordination.supervision")]
 
 
-def test_the_documents_name_what_exists() -> None:
+def test_the_documents_name_existing_files_and_tests() -> None:
     documents = [ROOT / name for name in ("docs/design.md", "docs/decisions.md", "CONTRIBUTING.md")]
     documents.append(ROOT / "sql/README.md")
     path = re.compile(r"`((?:pgcoord|sql|web|tests|docs)/[\w./-]+)`")

@@ -14,7 +14,8 @@ from pgcoord.commands.terminal import say, say_json
 from pgcoord.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from pgcoord.bench.measure import Figure, Report
+    from pgcoord.bench.figures import Figure
+    from pgcoord.bench.report import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -22,27 +23,44 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=_JSON)(bench)
 
 
+# Columns of a terminal that takes all columns of a comparison with their words whole; and the
+# characters of the longest word in the first one.
+_WIDE = 110
+_LONGEST_WORD = 12
+
 _JSON = """--json prints one object. "machine": what it was measured on. "figures": key, what, unit,
 value (of many samples the median), p99 or null, samples, "goal" and "goal_p99" (limit, aim,
 more_is_better) or null, "floor" and "ratio" (the bare floor in the same run, and the value divided
-by it) or null, verdict or null. Later releases may add keys."""
+by it) or null, "before" (the value of that run, with --compare) or null, verdict or null. Later
+releases may add keys."""
 
 
 def bench(
     ctx: typer.Context,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A few samples, in seconds: does it work at all?")
+        bool,
+        typer.Option(
+            "--quick", help="Take few samples, within seconds, only to see that it works."
+        ),
     ] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="More samples, and a million finished phases: minutes.")
+        bool,
+        typer.Option(
+            "--full",
+            help="Take more samples, also beside a million finished phases; takes minutes.",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with status 1 when a limit is missed.")
     ] = False,
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="FILE", help="Show what --json printed then, too."),
+        typer.Option(
+            "--compare",
+            metavar="FILE",
+            help="Also show the figures of an earlier run, from the output of --json.",
+        ),
     ] = None,
     dsn: Dsn = None,
 ) -> None:
@@ -68,7 +86,10 @@ def bench(
     except psycopg.OperationalError as error:
         raise unusable(error) from error
     if as_json:
-        say_json(report.as_json())
+        shown = report.as_json()
+        for each in shown["figures"]:
+            each["before"] = before.get(each["key"])
+        say_json(shown)
     else:
         print_report(report, before)
     if check and any(each.misses_limit for each in report.figures):
@@ -101,22 +122,29 @@ def print_report(report: "Report", before: Mapping[str, float] | None = None) ->
 
     from pgcoord.commands.progress import console as terminal
 
-    table = Table("what", box=None, pad_edge=False)
-    compared = ("before", "÷ before") if before else ()
-    for column in ("value or p50", "p99", "÷ floor", *compared, "limit", "aim"):
-        table.add_column(column, justify="right")
-    table.add_column("verdict")
-    for figure in report.figures:
-        table.add_row(*_cells(figure, before))
     console = terminal()
+    compared = ("before", "÷ before") if before else ()
+    # On a narrow terminal the verdict stands for both, else words would be cut.
+    goals = () if before and console.width < _WIDE else ("limit", "aim")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("what", min_width=_LONGEST_WORD)
+    for column in ("value or p50", "p99", "÷ floor", *compared, *goals):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", min_width=len("machine"))
+    for figure in report.figures:
+        table.add_row(*_cells(figure, before, with_goals=bool(goals)))
     console.print(table)
     console.print(f"\n{report.machine}", highlight=False, style="dim")
     if report.machine.busy:
         console.print("The machine was busy: on a quiet one the figures are better.")
 
 
-def _cells(figure: "Figure", before: Mapping[str, float] | None) -> list[str]:
+def _cells(figure: "Figure", before: Mapping[str, float] | None, *, with_goals: bool) -> list[str]:
     goals = [goal for goal in (figure.goal, figure.goal_p99) if goal]
+    bounds = (
+        " / ".join(_number(goal.limit) for goal in goals if goal.limit is not None),
+        " / ".join(_number(goal.aim) for goal in goals),
+    )
     p99 = "" if figure.p99 is None else f"{_number(figure.p99)} {figure.unit}"
     return [
         figure.what,
@@ -124,8 +152,7 @@ def _cells(figure: "Figure", before: Mapping[str, float] | None) -> list[str]:
         p99,
         "" if figure.ratio is None else f"{figure.ratio:.2f}",
         *(_compared(figure, before) if before else ()),
-        " / ".join(_number(goal.limit) for goal in goals if goal.limit is not None),
-        " / ".join(_number(goal.aim) for goal in goals),
+        *(bounds if with_goals else ()),
         figure.verdict or "",
     ]
 

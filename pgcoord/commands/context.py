@@ -46,6 +46,9 @@ _SHOWN_BY = {
     )
 }
 
+# Seconds that a statement may wait for a lock without a word.
+_LOCK_SECONDS = 2.0
+
 # libpq's variables that choose a database; the others only say how to connect to it.
 _NAMES_A_DATABASE = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER")
 
@@ -64,9 +67,9 @@ def make_context(surroundings: Surroundings, dsn: str | None) -> Context:
     If neither names one, create, start and upgrade the embedded Postgres, as `make_server`.
     """
     state = _find_state(surroundings) or surroundings.folder / STATE
-    given = named_dsn(surroundings, dsn)
-    if given is not None:
-        return Context(given, state)
+    named = named_dsn(surroundings, dsn)
+    if named is not None:
+        return Context(named, state)
     return Context(make_server(surroundings).dsn, state)
 
 
@@ -129,8 +132,8 @@ def existing_dsn(ctx: typer.Context, dsn: str | None) -> str:
     Raises `DatabaseUnusable` when nothing was named and the embedded one does not run.
     """
     surroundings = surroundings_of(ctx)
-    given = named_dsn(surroundings, dsn)
-    return running_server(surroundings).dsn if given is None else given
+    named = named_dsn(surroundings, dsn)
+    return running_server(surroundings).dsn if named is None else named
 
 
 def named_dsn(surroundings: Surroundings, dsn: str | None) -> str | None:
@@ -209,11 +212,43 @@ def connected_to(dsn: str) -> "closing[Any]":
 
 @asynccontextmanager
 async def session(dsn: str) -> AsyncIterator["Connection"]:
-    """Open an autocommit connection, closed with the block. Raises `DatabaseUnusable`."""
+    """Open an autocommit connection, closed with the block. Raises `DatabaseUnusable`.
+
+    Where a statement waits for a lock, stderr says who holds it.
+    """
+    import asyncio
+
     from pgcoord.database.connect import connect
 
     async with await connect(dsn) as conn:
-        yield conn
+        looking = asyncio.create_task(_show_lock_holder(dsn, conn))
+        try:
+            yield conn
+        finally:
+            looking.cancel()
+
+
+async def _show_lock_holder(dsn: str, conn: "Connection") -> None:
+    """Say on stderr, each time it is another one, which session *conn* waits for."""
+    import asyncio
+
+    import psycopg
+
+    said = None
+    while True:
+        await asyncio.sleep(_LOCK_SECONDS)
+        if conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+            continue
+        from pgcoord.database import reads
+        from pgcoord.database.connect import connect
+
+        with suppress(psycopg.Error, CoordError):
+            async with await connect(dsn) as other:
+                holder = await reads.blocked_by(other, conn.info.backend_pid)
+            if holder and holder != said:
+                said = holder
+                say(f"pgcoord: waits for a lock of {holder}", err=True)
+                say("  It goes on when that transaction ends; Ctrl-C gives up.", err=True)
 
 
 @asynccontextmanager
@@ -273,13 +308,13 @@ def act(
     as_json: bool = False,
 ) -> None:
     """Run *change* in one transaction of `changing`, commit, and print the answer it returns."""
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
     async def work() -> Answer:
-        async with changing(surroundings, found) as conn:
+        async with changing(surroundings, existing) as conn:
             return await change(conn)
 
-    print_answer(complete(found, work()), as_json=as_json)
+    print_answer(complete(existing, work()), as_json=as_json)
 
 
 def print_answer(answer: Answer, *, as_json: bool) -> None:
@@ -328,8 +363,12 @@ async def _nearest(conn: "Connection", name: str) -> str | None:
         title = (await reads.feature(conn, feature_id)).title
     except NotFound:
         features = await reads.features(conn, unfinished=False)
-        known = ", ".join(str(each.id) for each in features[-5:])
-        return f"There is no feature {feature_id} either; there is {known}." if known else None
+        latest_ids = ", ".join(str(each.id) for each in features[-5:])
+        return (
+            f"There is no feature {feature_id} either; there is {latest_ids}."
+            if latest_ids
+            else None
+        )
     phases = [f"{feature_id}.{each.phase_number}" for each in await reads.board(conn, feature_id)]
     if not phases:
         return f"Feature {feature_id} ({title}) has no phases yet: 'pgcoord execute {feature_id}'."
@@ -348,14 +387,14 @@ def _find_state(surroundings: Surroundings) -> Path | None:
     """
     start = surroundings.folder
     folders = (folder / STATE for folder in (start, *start.parents))
-    found = next((folder for folder in folders if folder.is_dir()), None)
-    if found and (reason := why_not_ours(found, _owners_of_state(surroundings))):
+    state_folder = next((folder for folder in folders if folder.is_dir()), None)
+    if state_folder and (reason := why_not_ours(state_folder, _owners_of_state(surroundings))):
         raise DatabaseUnusable(
             f"{reason}, so it is not used",
             hint=f"Give --dsn or DATABASE_URL, or work in another folder. To make it yours:"
-            f" {remedy(found)}",
+            f" {remedy(state_folder)}",
         )
-    return found
+    return state_folder
 
 
 def _owners_of_state(surroundings: Surroundings) -> set[int]:

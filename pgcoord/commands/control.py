@@ -71,7 +71,7 @@ _Phases = Annotated[
     list[str],
     typer.Argument(
         metavar="PHASE...",
-        help="By queue_id, such as queue-104-2, or 104.2 for short; several at once as well.",
+        help="One or more queue_ids, such as queue-104-2, or 104.2 for short.",
     ),
 ]
 
@@ -85,7 +85,9 @@ _PhasesOrFeature = Annotated[
 
 _Number = Annotated[
     int,
-    typer.Argument(metavar="N", min=0, max=100, help="10 is urgent, 50 usual, 90 background work."),
+    typer.Argument(
+        metavar="N", min=0, max=100, help="A number: 10 is urgent, 50 usual, 90 background work."
+    ),
 ]
 
 
@@ -100,7 +102,7 @@ def _parse_amount(text: str) -> float:
 _Amount = Annotated[
     float,
     typer.Argument(
-        metavar="USD", parser=_parse_amount, help="Such as 5 or 2.50; none: as much as it takes."
+        metavar="USD", parser=_parse_amount, help="An amount such as 5 or 2.50; none for no limit."
     ),
 ]
 
@@ -118,7 +120,7 @@ def _command(verb: str) -> Callable[..., None]:
         dsn: str | None = None,
         **options: bool,
     ) -> None:
-        option = next((name for name, given in options.items() if given), None)
+        option = next((name for name, value in options.items() if value), None)
         if isinstance(target, list) and (len(target) > 1 or _is_of_feature(verb, target[0])):
             return _act_on_several(ctx, of_verb, target, option, reason, dsn, as_json)
         if isinstance(target, list):
@@ -147,7 +149,7 @@ def _parameters(of_verb: list[Action]) -> list[inspect.Parameter]:
     if any(each.several and not each.number for each in of_verb):
         of_feature = scopes != {"phase"} or of_verb[0].verb in _OF_FEATURE
         target = _PhasesOrFeature if of_feature else _Phases
-    taken: list[tuple[str, Any, Any]] = [
+    parameters: list[tuple[str, Any, Any]] = [
         ("ctx", typer.Context, inspect.Parameter.empty),
         ("target", FeatureOrAll, None)
         if "all" in scopes
@@ -155,16 +157,16 @@ def _parameters(of_verb: list[Action]) -> list[inspect.Parameter]:
     ]
     if any(each.number for each in of_verb):
         kind = _Amount if of_verb[0].number == "max_cost_usd" else _Number
-        taken.append(("number", kind, inspect.Parameter.empty))
+        parameters.append(("number", kind, inspect.Parameter.empty))
     for option in (each.option for each in of_verb if each.option):
         flag = typer.Option(f"--{option}", help=OPTIONS[option])
-        taken.append((option, Annotated[bool, flag], False))
+        parameters.append((option, Annotated[bool, flag], False))
     if any("reason" in each.arguments for each in of_verb):
-        taken.append(("reason", Reason, None))
-    taken.append(("as_json", AsJson, False))
+        parameters.append(("reason", Reason, None))
+    parameters.append(("as_json", AsJson, False))
     return [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-        for name, kind, default in (*taken, ("dsn", Dsn, None))
+        for name, kind, default in (*parameters, ("dsn", Dsn, None))
     ]
 
 
@@ -256,9 +258,9 @@ async def _perform(
     amount = None if number == math.inf else number
     result = await actions.perform(conn, action, target, reason=reason, number=amount)
     names = {"phase": str(target), "feature": f"feature {target}", "all": "everything"}
-    said = counted(int(result or 0), "phase") if action.returns == "count" else result
+    outcome = counted(int(result or 0), "phase") if action.returns == "count" else result
     line = action.said.format(
-        target=names[action.scope], result=said, number=_in_words(action, number)
+        target=names[action.scope], result=outcome, number=_in_words(action, number)
     )
     further = _FURTHER.get(action.name)
     if further:
@@ -277,11 +279,11 @@ async def _phases_meant(conn: "Connection", verb: str, feature_id: int) -> list[
     await reads.feature(conn, feature_id)
     meant = _OF_FEATURE[verb]
     board = await reads.board(conn, feature_id)
-    found = [each.queue_id for each in board if each.status in meant]
-    if not found:
+    queue_ids = [each.queue_id for each in board if each.status in meant]
+    if not queue_ids:
         states = f"{', '.join(meant[:-1])} or {meant[-1]}"
         raise Refused(f"feature {feature_id} has no phase to {verb}: none is {states}")
-    return found
+    return queue_ids
 
 
 def _in_words(action: Action, number: float | None) -> str:
@@ -346,7 +348,7 @@ def again(
             "--from",
             metavar="N",
             min=1,
-            help="Take over what is completed, but phase N and what depends on it, with results.",
+            help="Copy completed phases with their results, except phase N and its dependents.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -373,11 +375,11 @@ def slots(
     number: Annotated[
         int | None,
         typer.Argument(
-            metavar="N", min=0, max=1000, help="How many phases may run at once from now on."
+            metavar="N", min=0, max=1000, help="The number of phases that may run at once."
         ),
     ] = None,
     pool: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The pool; local, where none is named.")
+        str | None, typer.Option(metavar="NAME", help="The pool; local by default.")
     ] = None,
     as_json: AsJson = False,
     dsn: Dsn = None,
@@ -396,8 +398,8 @@ def slots(
         ]
         if not asked:
             raise NotFound(f"there is no pool {pool}", hint=_pools_in_words(pools))
-        held = await reads.slots(conn)
-        words = "\n".join(_slots_in_words(each, held, len(pools) > 1) for each in asked)
+        current = await reads.slots(conn)
+        words = "\n".join(_slots_in_words(each, current, len(pools) > 1) for each in asked)
         return Answer(words, [asdict(each) for each in asked])
 
     act(ctx, dsn, change, as_json=as_json)
@@ -416,8 +418,8 @@ def _slots_in_words(pool: "Pool", slots: list["Slot"], named: bool) -> str:
     draining = [each.queue_id or "" for each in slots if each.draining and each.pool == pool.pool]
     line = f"{counted(pool.slots, 'slot')}, {pool.held - len(draining)} held"
     if named:
-        gone = "" if pool.declared else ", taken out of the configuration"
-        line = f"{pool.pool} ({pool.launcher}{gone}): {line}"
+        undeclared = "" if pool.declared else ", taken out of the configuration"
+        line = f"{pool.pool} ({pool.launcher}{undeclared}): {line}"
     return f"{line}; {', '.join(draining)} runs to its end beyond them" if draining else line
 
 
@@ -428,7 +430,7 @@ def prune(
         typer.Argument(
             metavar="AGE",
             parser=_parse_age,
-            help='How long ago they were finished at least: "30d", "12h", 0 for all.',
+            help='Only features that finished longer ago than this: "30d", "12h", 0 for all.',
         ),
     ],
     dry_run: DryRun = False,
@@ -436,24 +438,24 @@ def prune(
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Remove finished features, completed or cancelled, with all their history.
+    """Remove finished (completed or cancelled) features with all their history.
 
-    They are shown first, and removed when that is confirmed. A feature with a failed phase is not
+    The command shows them and asks before it removes them. A feature with a failed phase is not
     finished until it is cancelled.
     """
     from pgcoord.database import actions, reads
 
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
     async def look() -> "tuple[Sequence[Feature], datetime]":
-        async with session(found) as conn, conn.transaction():
+        async with session(existing) as conn, conn.transaction():
             return await reads.prunable(conn, older_than), await reads.now(conn)
 
     async def remove(looked_at: datetime) -> int:
-        async with changing(surroundings, found) as conn:
+        async with changing(surroundings, existing) as conn:
             return await actions.prune(conn, older_than, looked_at)
 
-    features, looked_at = complete(found, look())
+    features, looked_at = complete(existing, look())
     members: dict[str, object] = {"features": [asdict(each) for each in features], "removed": 0}
     for each in features:
         line = f"feature {each.id}  {each.title}: {counted(each.total_phases, 'phase')}"
@@ -464,8 +466,8 @@ def prune(
         print_answer(Answer(words, members), as_json=as_json)
         return
     if features:
-        question = f"Remove {counted(len(features), 'feature')} with their history, for good?"
+        question = f"Remove {counted(len(features), 'feature')} with their history permanently?"
         confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
-    removed = complete(found, remove(looked_at))
+    removed = complete(existing, remove(looked_at))
     members["removed"] = removed
     print_answer(Answer(f"{counted(removed, 'feature')} removed", members), as_json=as_json)

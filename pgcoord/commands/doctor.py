@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 EXIT_STATUSES = {"ok": 0, "warn": 8, "fail": 9}
 _LOOKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
 
-_EPILOG = """Exit status: 0 when all is ok, 8 when somebody should look at something, 9 when work
-stands still or a rule is off; others as everywhere.
+_EPILOG = """Exit status: 0 when all is ok, 8 when there is a warning, 9 when work
+cannot proceed or a rule is disabled; others as for every command.
 
 --json prints {"level", "findings": [{"kind", "level", "words", "remedy"}]}; level is ok, warn or
 fail, remedy null where it is ok. Later releases may add keys and kinds."""
@@ -32,25 +32,28 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     ctx: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object, described below.")
+    ] = False,
     probes: Annotated[
         bool,
         typer.Option(
             "--probe",
-            help="Submit a tiny job to each pool of an engine, which says what it finds there.",
+            help="Submit a test job to each pool of an engine; the job reports what it finds on"
+            " its node.",
         ),
     ] = False,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Say what is wrong with the installation, and what to do about it.
+    """Check the installation: print what is wrong, and the remedy.
 
-    The database finds most of it itself: select * from pgcoord.checkup().
+    SQL does most of the checks: select * from pgcoord.checkup().
     """
     from pgcoord.doctor import examine
 
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
-    findings = complete(found, examine(found, _machine(surroundings, config), probes=probes))
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    findings = complete(existing, examine(existing, _machine(surroundings, config), probes=probes))
     worst = max((each.level for each in findings), key=list(EXIT_STATUSES).index)
     if as_json:
         shown = {"level": worst, "findings": [asdict(each) for each in findings]}

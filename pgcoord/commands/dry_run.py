@@ -44,8 +44,8 @@ class DryRun:
         """Yield the lines to print for people."""
         phases = counted(len(self.plan.phases), "phase")
         yield f"{self.plan.title}: {phases}; nothing is run"
-        if done := self._completed():
-            yield f"completed: {', '.join(map(str, done))}"
+        if completed := self._completed():
+            yield f"completed: {', '.join(map(str, completed))}"
         for number, wave in enumerate(self.waves(), 1):
             yield f"wave {number}"
             for phase in wave:
@@ -84,7 +84,7 @@ class DryRun:
         if workflow is None:
             return members
         names = [*PASSED_ON, *workflow.environment]
-        given = self.surroundings.environment
+        passed_on = self.surroundings.environment
         check = self.configuration.checks.get(phase.check or "") or workflow.check
         timeout = phase.timeout or workflow.timeout
         return members | {
@@ -93,10 +93,10 @@ class DryRun:
             "missing": self._missing(workflow),
             "folder": str(workflow.directory) if workflow.worktree is None else "a worktree",
             "environment": [
-                *(name for name in names if name in given),
+                *(name for name in names if name in passed_on),
                 *dict.fromkeys((*workflow.variables, *dict(phase.environment))),
             ],
-            "not set": [name for name in workflow.environment if name not in given],
+            "not set": [name for name in workflow.environment if name not in passed_on],
             "check": " ".join(map(_quoted, check.command)) if check else None,
             "timeout": str(timeout) if timeout else None,
             "attempts": phase.max_attempts or workflow.max_attempts,
@@ -116,10 +116,10 @@ class DryRun:
             return None
         program, path = workflow.command[0], self.surroundings.environment.get("PATH")
         if "/" in program:
-            found = (workflow.directory / program).exists()
+            is_installed = (workflow.directory / program).exists()
         else:
-            found = shutil.which(program, path=path) is not None
-        if not found:
+            is_installed = shutil.which(program, path=path) is not None
+        if not is_installed:
             return f"there is no program {program}"
         return None if workflow.directory.is_dir() else f"there is no folder {workflow.directory}"
 

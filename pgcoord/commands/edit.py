@@ -56,17 +56,18 @@ def edit(
         typer.Option(metavar="NUMBERS", help='The phases it depends on, such as "1,2", or none.'),
     ] = None,
     timeout: Annotated[
-        str | None, typer.Option(metavar="TIME", help='After what time it is ended, as "2h".')
+        str | None,
+        typer.Option(metavar="TIME", help='The time after which it is ended, such as "2h".'),
     ] = None,
     max_attempts: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="How many attempts it has.")
+        int | None, typer.Option(metavar="N", min=1, help="The most attempts.")
     ] = None,
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Change a phase that does not run: what it is asked, what runs it, what comes before it.
+    """Change a phase that does not run: its prompt, title, workflow, prerequisites or limits.
 
-    A failed one is retried with what was changed. 'pgcoord priority' changes its place in line.
+    A failed one is retried with the changes. 'pgcoord priority' changes its priority.
     """
     changes: dict[str, Any] = {
         "title": title,
@@ -102,18 +103,18 @@ def delete(
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Remove a phase, or a whole feature, of which nothing runs, with its history.
+    """Remove a phase or a feature with its history; no phase of it may run.
 
     It is shown first. What depended on a removed phase waits: 'pgcoord edit … --after' says for
     what else. 'pgcoord prune' removes all that was finished.
     """
     from pgcoord.database import actions, reads
 
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
     feature = feature_of(target)
 
     async def look() -> str | int:
-        async with session(found) as conn:
+        async with session(existing) as conn:
             if feature is None:
                 queue_id = await find_phase(conn, target)
                 say(await _phase_in_words(conn, queue_id), err=as_json)
@@ -124,18 +125,18 @@ def delete(
             return feature
 
     async def remove(what: str | int) -> None:
-        async with changing(surroundings, found) as conn:
+        async with changing(surroundings, existing) as conn:
             await actions.delete(conn, what)
 
-    what = complete(found, look())
+    what = complete(existing, look())
     name = f"feature {what}" if feature else str(what)
     if dry_run:
         words = f"{name} would be removed, with its history"
         print_answer(Answer(words, {"removed": None}), as_json=as_json)
         return
-    question = f"Remove {name} with its history, for good?"
+    question = f"Remove {name} with its history permanently?"
     confirm_or_exit(question, yes=yes, otherwise="nothing is removed", err=as_json)
-    complete(found, remove(what))
+    complete(existing, remove(what))
     print_answer(Answer(f"{name} is removed", {"removed": what}), as_json=as_json)
 
 

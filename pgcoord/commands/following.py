@@ -104,6 +104,7 @@ class _Printer:
         self._runs = runs
         self._log: _GrowingLog | None = None
         self._last_note = ""
+        self._line_is_open = False
 
     def print_some(self) -> float | None:
         """Print a chunk of the current log; return the seconds to wait before the next call.
@@ -112,7 +113,7 @@ class _Printer:
         """
         if self._log is None:
             return None
-        return 0 if self._log.print_some() else _READ_INTERVAL
+        return 0 if self._print_chunk(self._log) else _READ_INTERVAL
 
     def switch_to_new(self, course: _Course) -> bool:
         """Switch to attempts that are new in *course*; return whether all has been printed."""
@@ -143,14 +144,26 @@ class _Printer:
         self._lines = None
 
     def _print_rest(self) -> None:
-        while self._log and self._log.print_some():
+        while self._log and self._print_chunk(self._log):
             pass
         self._log = None
 
+    def _print_chunk(self, log: "_GrowingLog") -> bool:
+        """Print a chunk of *log*; return whether more is available now."""
+        if chunk := log.print_some():
+            self._line_is_open = not chunk.endswith(b"\n")
+        return len(chunk) == _CHUNK
+
     def _print_note(self, words: str) -> None:
-        """Print *words* on stderr, unless they were the last ones printed there."""
+        """Print *words* on stderr, unless they were the last ones printed there.
+
+        They begin a line, also where the log has left one without its end.
+        """
         if words != self._last_note:
             sys.stdout.flush()
+            if self._line_is_open and os.path.sameopenfile(1, 2):
+                say("", err=True)
+                self._line_is_open = False
             say(f"pgcoord: {self._queue_id}: {clean(words)}", err=True)
         self._last_note = words
 
@@ -168,11 +181,11 @@ class _GrowingLog:
         self._file: IO[bytes] | None = None
         self._last = b""  # the bytes before the place where it reads on
 
-    def print_some(self) -> bool:
-        """Print the next chunk; return whether more is available now."""
+    def print_some(self) -> bytes:
+        """Print the next chunk, and return it; more is available now if it is `_CHUNK` long."""
         if self._file is None:
             if not self._log.path.exists():
-                return False
+                return b""
             self._file = self._log.open_for_people()
             if self._lines is not None:
                 seek_last_lines(self._file, self._lines)
@@ -183,7 +196,7 @@ class _GrowingLog:
         self._last = (self._last + chunk)[-_REMEMBERED:]
         sys.stdout.buffer.write(chunk)
         sys.stdout.flush()
-        return len(chunk) == _CHUNK
+        return chunk
 
     def _was_rewritten(self, file: IO[bytes]) -> bool:
         """Whether the bytes read last are not there any more; the size may be the same by now."""

@@ -35,56 +35,62 @@ def logs(
     phase: PhaseOrFeature,
     number: Annotated[
         int | None,
-        typer.Option("--attempt", metavar="N", min=1, help="Which attempt; else the latest."),
+        typer.Option(
+            "--attempt",
+            metavar="N",
+            min=1,
+            help="The number of the attempt; the latest by default.",
+        ),
     ] = None,
     lines: Annotated[
         int | None,
-        typer.Option("-n", "--lines", metavar="LINES", min=0, help="Only the last so many lines."),
+        typer.Option("-n", "--lines", metavar="LINES", min=0, help="Print only the last N lines."),
     ] = None,
     goes_on: Annotated[
         bool,
         typer.Option(
             "-f",
             "--follow",
-            help="Go on with what is added, through further attempts, until the phase has ended.",
+            help="Print what the process appends, also of further attempts, until the phase has"
+            " ended.",
         ),
     ] = False,
     dsn: Dsn = None,
 ) -> None:
-    """Print what a phase has written to stdout and stderr, or each phase of a feature.
+    """Print the output (stdout and stderr) of a phase, or of each phase of a feature.
 
-    Only on the machine where it runs; elsewhere it says where that is.
+    The log is on the machine where the phase ran; on another one, the command prints which.
     """
-    found, runs = existing_dsn(ctx, dsn), runs_folder_here(surroundings_of(ctx))
+    existing, runs = existing_dsn(ctx, dsn), runs_folder_here(surroundings_of(ctx))
     if feature := feature_of(phase):
         if goes_on or number:
             raise typer.BadParameter(
                 f"name one phase of feature {feature}, such as {feature}.1.",
                 param_hint="--follow" if goes_on else "--attempt",
             )
-        _print_all(complete(found, _find_all(found, feature, runs)), lines)
+        _print_all(complete(existing, _find_all(existing, feature, runs)), lines)
         return
     if goes_on:
         from pgcoord.commands.following import follow_log
 
-        complete(found, follow_log(surroundings_of(ctx), found, phase, number, lines))
+        complete(existing, follow_log(surroundings_of(ctx), existing, phase, number, lines))
         return
-    _print(complete(found, _find(found, phase, number, runs)), lines)
+    _print(complete(existing, _find(existing, phase, number, runs)), lines)
 
 
-def _print(found: "Log", lines: int | None) -> None:
+def _print(its_log: "Log", lines: int | None) -> None:
     from pgcoord.runs.logs import seek_last_lines
 
-    with found.open_for_people() as log:
+    with its_log.open_for_people() as log:
         if lines is not None:
             seek_last_lines(log, lines)
         sys.stdout.flush()
         shutil.copyfileobj(log, sys.stdout.buffer)
 
 
-def _print_all(found: "Sequence[tuple[str, Log | str]]", lines: int | None) -> None:
+def _print_all(logs_of_phases: "Sequence[tuple[str, Log | str]]", lines: int | None) -> None:
     """Print each log below a line that names its phase; a str instead says why there is none."""
-    for name, log in found:
+    for name, log in logs_of_phases:
         say(f"==> {name}")
         try:
             if isinstance(log, str):
@@ -99,22 +105,22 @@ async def _find_all(dsn: str, feature_id: int, runs: Path) -> "Sequence[tuple[st
     from pgcoord.database import reads
     from pgcoord.runs.logs import log_of
 
-    found: list[tuple[str, Log | str]] = []
+    logs_of_phases: list[tuple[str, Log | str]] = []
     async with session(dsn) as conn:
         await reads.feature(conn, feature_id)
         for phase in await reads.board(conn, feature_id):
             name = f"{phase.queue_id}: {printable(phase.title)}"
             attempts = await reads.attempts(conn, phase.queue_id)
             if not attempts:
-                found.append((name, "it has not started, so it has no log"))
+                logs_of_phases.append((name, "it has not started, so it has no log"))
                 continue
             try:
                 log = log_of(phase.queue_id, attempts, None, host=gethostname(), runs=runs)[1]
             except Refused as error:
-                found.append((name, str(error)))
+                logs_of_phases.append((name, str(error)))
             else:
-                found.append((name, log))
-    return found
+                logs_of_phases.append((name, log))
+    return logs_of_phases
 
 
 async def _find(dsn: str, phase: str, number: int | None, runs: Path) -> "Log":

@@ -35,9 +35,9 @@ class Surroundings:
 
 def surroundings_of(ctx: typer.Context) -> Surroundings:
     """Return the `Surroundings` that `main` stored in the context."""
-    found = ctx.find_object(Surroundings)
-    assert found is not None
-    return found
+    surroundings = ctx.find_object(Surroundings)
+    assert surroundings is not None
+    return surroundings
 
 
 def feature_of(target: str) -> int | None:
@@ -54,7 +54,7 @@ def feature_of(target: str) -> int | None:
     return int(target)
 
 
-def _else_given_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+def _from_root_command(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
     """Fall back to the option's value before the command's name, if none was given after it."""
     if value is not None or ctx.parent is None:
         return value
@@ -66,7 +66,7 @@ Dsn = Annotated[
     typer.Option(
         "--dsn",
         metavar="DSN",
-        callback=_else_given_before,
+        callback=_from_root_command,
         help="The database; else DATABASE_URL, else libpq's PGHOST, PGDATABASE, PGSERVICE …,"
         " else the embedded Postgres in .pgcoord/, here or above.",
     ),
@@ -77,14 +77,14 @@ Config = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        callback=_else_given_before,
-        help="The configuration; else pgcoord.toml, here or above.",
+        callback=_from_root_command,
+        help="The configuration; by default pgcoord.toml in this folder or one above.",
     ),
 ]
 
 
 class Format(StrEnum):
-    """How the coordinator's log is written: lines for people, or a JSON object a line."""
+    """The format of the coordinator's log: lines of text, or one JSON object per line."""
 
     TEXT = "text"
     JSON = "json"
@@ -101,7 +101,8 @@ LogFormat = Annotated[
     typer.Option(
         "--log-format",
         callback=_log_as,
-        help="What the coordinator does, on stderr: lines for people, or a JSON object a line.",
+        help="The format of the coordinator's log on stderr: lines of text, or one JSON object"
+        " per line.",
     ),
 ]
 
@@ -131,18 +132,18 @@ FeatureOrAll = Annotated[
         metavar="FEATURE",
         min=1,
         max=HIGHEST_ID,
-        help="The number of a feature; without it, everything.",
+        help="The number of a feature; everything by default.",
         show_default=False,
     ),
 ]
 
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do it without a question, as in a script.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")]
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
 ]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 PhaseOrFeature = Annotated[
     str,
@@ -153,5 +154,5 @@ PhaseOrFeature = Annotated[
 ]
 
 Reason = Annotated[
-    str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")
+    str | None, typer.Option("--reason", metavar="TEXT", help="The reason, kept in the history.")
 ]

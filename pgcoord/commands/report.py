@@ -50,9 +50,11 @@ def register(app: typer.Typer) -> None:
 
 def report(
     ctx: typer.Context,
-    outcome: Annotated[Outcome, typer.Argument(help="How the phase ended.", show_default=False)],
+    outcome: Annotated[
+        Outcome, typer.Argument(help="The outcome of the phase.", show_default=False)
+    ],
     error: Annotated[
-        str | None, typer.Option("--error", metavar="TEXT", help="What went wrong.")
+        str | None, typer.Option("--error", metavar="TEXT", help="The error message.")
     ] = None,
     pr: Annotated[
         int | None, typer.Option("--pr", metavar="N", min=1, help="The pull request of the phase.")
@@ -62,18 +64,19 @@ def report(
         typer.Option(
             "--result",
             metavar="FILE",
-            help="A file with the result, a JSON object; else PGCOORD_RESULT_FILE, if it exists.",
+            help="A file with the result, a JSON object; by default PGCOORD_RESULT_FILE, if that"
+            " exists.",
             show_default=False,
         ),
     ] = None,
     patience: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", min=0, help="How long to try while the server does not answer."
+            metavar="SECONDS", min=0, help="How long to retry while the server does not answer."
         ),
     ] = 60,
 ) -> None:
-    """Report, from within a workflow, what became of its phase.
+    """Report the end of a phase, from within its workflow.
 
     It reads the phase and its secret from the environment of the workflow. When the server cannot
     be reached, the report is kept in the folder of the run, and taken from there when the process
@@ -95,14 +98,16 @@ def report(
     say(f"{queue_id} is reported {outcome.value}{answer}")
 
 
-def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str, object] | None:
+def _read_result(
+    file_given: Path | None, environment: Mapping[str, str]
+) -> dict[str, object] | None:
     """Return the result of the phase; None if it has none. Raises `InvalidInput`."""
     from pgcoord.configuration import results
     from pgcoord.messages import signing
 
     named = environment.get("PGCOORD_RESULT_FILE")
-    path = given or (Path(named) if named else None)
-    if path is None or (given is None and not path.exists()):
+    path = file_given or (Path(named) if named else None)
+    if path is None or (file_given is None and not path.exists()):
         return None
     try:
         with path.open("rb") as file:
@@ -111,10 +116,10 @@ def _read_result(given: Path | None, environment: Mapping[str, str]) -> dict[str
         raise InvalidInput(f"{path}: {(error.strerror or str(error)).lower()}") from error
     if len(content) > results.FILE_LIMIT:
         raise InvalidInput(f"{path}: it has more than 204 kB; a result has 64 kB at most")
-    found = signing.parse_json(content)
-    if not isinstance(found, dict):
+    result = signing.parse_json(content)
+    if not isinstance(result, dict):
         raise InvalidInput(f"{path}: a result is a JSON object")
-    return found
+    return result
 
 
 def _deliver(body: Mapping[str, object], environment: Mapping[str, str], patience: float) -> str:

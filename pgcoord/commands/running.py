@@ -4,7 +4,6 @@ A module apart from `work` so that other commands do not pay for its imports.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ import psycopg
 from pgcoord.commands.context import changing, check_schema, session
 from pgcoord.commands.options import Surroundings
 from pgcoord.commands.terminal import say, say_json
+from pgcoord.commands.web import WebServer
 from pgcoord.configuration.model import Configuration
 from pgcoord.configuration.reading import differences
 from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
@@ -26,13 +26,9 @@ from pgcoord.database import actions, claims, reads
 from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
-from pgcoord.database.session import ping
 from pgcoord.errors import CoordError, DatabaseUnusable, Refused
-from pgcoord.http.feed import Feed
-from pgcoord.http.pool import Database
-from pgcoord.http.security import Access
-from pgcoord.http.server import serving, url_of
-from pgcoord.http.state import AppState
+from pgcoord.http.access import Access
+from pgcoord.http.sockets import url_of
 
 if TYPE_CHECKING:
     from pgcoord.commands.progress import Progress, Snapshot
@@ -56,16 +52,6 @@ _MOST_NAMED = 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def settle_memory() -> None:
-    """Collect garbage, exempt all objects so far from later collections, and set the threshold.
-
-    The imported modules stay for the life of the process, so scanning them again is wasted.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(700)
-
-
 class Runner:
     """Runs one feature to its end, or watches it while another coordinator leads."""
 
@@ -74,20 +60,19 @@ class Runner:
         surroundings: Surroundings,
         dsn: str,
         coordinator: Coordinator,
-        taken: socket.socket,
+        listening_socket: socket.socket,
         access: Access,
         make_planner: "Callable[[], FeaturePlanner]",
         *,
         as_json: bool = False,
     ) -> None:
-        """*taken*: the bound socket of the panel. *as_json*: print only the feature, at its end."""
+        """*listening_socket*: of the panel. *as_json*: print only the feature, at its end."""
         self._as_json = as_json
         self._surroundings = surroundings
         self._dsn = dsn
         self._coordinator = coordinator
-        self._taken = taken
-        self._access = access
-        self._make_planner = make_planner
+        self._listening_socket = listening_socket
+        self._web = WebServer(dsn, coordinator, listening_socket, access, make_planner)
         self._error: Exception | None = None
         self._end: Snapshot | None = None
 
@@ -101,25 +86,23 @@ class Runner:
         """
         from pgcoord.commands.progress import progress
 
-        settle_memory()
         await check_wake_ups(self._dsn)
         feature_id = await self._queue(work)
-        state = _app_state(self._dsn, self._coordinator, self._access, self._make_planner)
-        state.obstacle = None
-        say(f"panel: {url_of(self._taken)}/features/{feature_id}", err=self._as_json)
+        self._web.note_obstacle(None)
+        say(f"panel: {url_of(self._listening_socket)}/features/{feature_id}", err=self._as_json)
         with progress(quiet=self._as_json) as shown, _interruptible(self._stop) as came:
-            async with serving(state, self._taken), asyncio.TaskGroup() as tasks:
+            async with self._web.serving(), asyncio.TaskGroup() as tasks:
                 leading = tasks.create_task(self._lead())
                 self._watching = tasks.create_task(self._watch(feature_id, shown, leading))
         if self._coordinator.led:
-            await _log_what_goes_on(self._dsn, self._coordinator, interrupted=bool(came))
+            await _log_left_running(self._dsn, self._coordinator, interrupted=bool(came))
         elif came:
-            logger.warning("feature %d goes on without this process", feature_id)
+            logger.warning("feature %d continues without this process", feature_id)
         if self._error:
             raise self._error
         if self._end:
             await sum_up(self._dsn, self._end, as_json=self._as_json)
-            await self._log_what_waits(feature_id)
+            await self._log_queued_features(feature_id)
         if came:
             say(f"  {ways_on(feature_id)}", err=True)
             return 128 + came[0]
@@ -167,7 +150,7 @@ class Runner:
             await asyncio.wait(
                 {settled, leading}, timeout=_SETTLED, return_when=asyncio.FIRST_COMPLETED
             )
-            await self._log_what_else_runs(feature_id)
+            await self._log_other_features(feature_id)
             self._end = await show_to_end(self._dsn, feature_id, shown)
             if self._coordinator.issues:
                 await self._coordinator.issues.settle()
@@ -185,22 +168,24 @@ class Runner:
         self._coordinator.drain()
         if running := [each.queue_id for each in self._coordinator.running]:
             logger.warning(
-                "waits for what it started besides: %s; Ctrl-C leaves it running",
+                "waits for the other phases that it started: %s; Ctrl-C leaves them running",
                 ", ".join(running),
             )
 
-    async def _log_what_else_runs(self, feature_id: int) -> None:
+    async def _log_other_features(self, feature_id: int) -> None:
         if self._coordinator.led and (others := await self._others(feature_id)):
-            logger.warning("this process leads, so it also starts what else is queued: %s", others)
+            logger.warning(
+                "this process leads, so it also runs the other queued features: %s", others
+            )
 
-    async def _log_what_waits(self, feature_id: int) -> None:
+    async def _log_queued_features(self, feature_id: int) -> None:
         """Warn of features that are still queued, if we led and no coordinator leads now."""
         if not self._coordinator.led:
             return
         async with session(self._dsn) as conn:
             leader = await reads.leader(conn)
         if leader is None and (others := await self._others(feature_id)):
-            logger.warning("still queued: %s; 'pgcoord serve' goes on with it", others)
+            logger.warning("still queued: %s; 'pgcoord serve' runs it", others)
 
     async def _others(self, feature_id: int) -> str:
         from pgcoord.commands.progress import clean
@@ -228,14 +213,16 @@ async def attach(dsn: str, feature_id: int, *, as_json: bool = False) -> int:
     from pgcoord.commands.progress import progress, read_snapshot
 
     async with session(dsn) as conn:
-        found = await read_snapshot(conn, feature_id)
-        if not found.phases:
+        snapshot = await read_snapshot(conn, feature_id)
+        if not snapshot.phases:
             raise Refused(
                 f"feature {feature_id} has no phases queued: there is nothing to watch",
                 hint=f"'pgcoord execute {feature_id}' queues those of its plan.",
             )
-        if not found.ended and await reads.leader(conn) is None:
-            logger.warning("no coordinator runs: 'pgcoord run --feature %d' goes on", feature_id)
+        if not snapshot.ended and await reads.leader(conn) is None:
+            logger.warning(
+                "no coordinator runs: 'pgcoord run --feature %d' continues it", feature_id
+            )
     try:
         with progress(quiet=as_json) as shown:
             end = await show_to_end(dsn, feature_id, shown)
@@ -274,7 +261,7 @@ def ways_on(feature_id: int, phase_number: int | None = None) -> str:
     of_phase = [f"{verb} {feature_id}.{phase_number}" for verb in ("logs", "retry")]
     ways = [*(of_phase if phase_number else []), f"run --feature {feature_id}"]
     named = ", ".join(f"'pgcoord {each}'" for each in ways)
-    return f"to go on: {named}; to give it up: 'pgcoord cancel {feature_id}'"
+    return f"to continue: {named}; to cancel it: 'pgcoord cancel {feature_id}'"
 
 
 async def show_to_end(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot":
@@ -293,21 +280,21 @@ async def show_to_end(dsn: str, feature_id: int, shown: "Progress") -> "Snapshot
 async def serve(
     dsn: str,
     coordinator: Coordinator,
-    taken: socket.socket,
+    listening_socket: socket.socket,
     access: Access,
     make_planner: "Callable[[], FeaturePlanner]",
     *,
     read_anew: Callable[[], Configuration],
     drain: bool = False,
 ) -> int:
-    """Run a coordinator, and serve HTTP on the bound socket *taken*, until a signal stops both.
+    """Run a coordinator, and serve HTTP on *listening_socket*, until a signal stops both.
 
-    Return the exit status: 0 after SIGTERM, 128 + the number of another signal. HTTP is served even
-    while the database is unusable; /readyz then says why. *drain*: the first signal stops claiming,
-    and waits until the processes started here have ended; a second one stops at once. SIGHUP
-    replaces the configuration by that of *read_anew*; it counts as a signal to stop when the
-    terminal was closed. Raises `DatabaseUnusable` for a wrong schema, or when notifications do not
-    arrive.
+    Return the exit status: 0 after SIGTERM, 128 + the number of another signal. HTTP is served from
+    when the coordinator leads, also while the database is unusable; /readyz then says why. *drain*:
+    the first signal stops claiming, and waits until the processes started here have ended; a second
+    one stops at once. SIGHUP replaces the configuration by that of *read_anew*; it counts as a
+    signal to stop when the terminal was closed. Raises `DatabaseUnusable` for a wrong schema, or
+    when notifications do not arrive.
     """
     stopping = asyncio.Event()
 
@@ -315,12 +302,12 @@ async def serve(
         stopping.set()
         coordinator.stop()
 
-    def wait_for_what_runs() -> None:
+    def drain_and_stop() -> None:
         stopping.set()
         coordinator.drain()
         if coordinator.running:
             logger.warning(
-                "claims nothing more, and waits for %s; once more leaves them running",
+                "claims no further phase, and waits for %s; a second signal leaves them running",
                 ", ".join(assignment.queue_id for assignment in coordinator.running),
             )
 
@@ -332,18 +319,20 @@ async def serve(
         _reconfigure(coordinator, read_anew)
         return True
 
-    settle_memory()
-    steps = [wait_for_what_runs, stop] if drain else [stop]
-    state = _app_state(dsn, coordinator, access, make_planner)
+    web = WebServer(dsn, coordinator, listening_socket, access, make_planner)
+
+    async def work() -> None:
+        await _await_server(dsn, stopping, web)
+        if not stopping.is_set():
+            await coordinator.run()
+
+    steps = [drain_and_stop, stop] if drain else [stop]
     with _interruptible(*steps, on_hangup=reload) as came:
-        async with serving(state, taken):
-            logger.info("serving on %s", url_of(taken))
-            for risk in access.risks():
-                logger.warning("%s", risk)
-            await _await_server(dsn, stopping, state)
-            if not stopping.is_set():
-                await coordinator.run()
-    await _log_what_goes_on(dsn, coordinator, interrupted=True)
+        logger.info("serving on %s", url_of(listening_socket))
+        for risk in access.risks():
+            logger.warning("%s", risk)
+        await web.serve_beside(asyncio.create_task(work()))
+    await _log_left_running(dsn, coordinator, interrupted=True)
     # A service manager stops services by SIGTERM: that is not a failure.
     return next((128 + each for each in came if each != signal.SIGTERM), 0)
 
@@ -357,7 +346,7 @@ def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration
     try:
         after = read_anew()
     except CoordError as error:
-        logger.error("SIGHUP: the configuration stays as it was: %s", error)
+        logger.error("SIGHUP: the configuration is unchanged: %s", error)
         return
     changed = [*differences(before, after)]
     at_once = [words for name, words in changed if name in RECONFIGURED]
@@ -369,27 +358,10 @@ def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration
         logger.warning("effective only after a restart: %s", ", ".join(later))
 
 
-def _app_state(
-    dsn: str,
-    coordinator: Coordinator,
-    access: Access,
-    make_planner: "Callable[[], FeaturePlanner]",
-) -> AppState:
-    github = coordinator.configuration.github
-    return AppState(
-        database=Database(dsn),
-        feed=Feed(dsn),
-        access=access,
-        coordinator=coordinator,
-        make_planner=make_planner,
-        repository=github.page if github else None,
-    )
-
-
-async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> None:
+async def _await_server(dsn: str, stopping: asyncio.Event, web: WebServer) -> None:
     """Block until the database is usable, or *stopping* is set; retry with back-off.
 
-    Keeps the reason in `state.obstacle` meanwhile. Raises `DatabaseUnusable` for an error that a
+    Has /readyz say the reason meanwhile. Raises `DatabaseUnusable` for an error that a
     retry does not mend: a wrong schema, notifications that do not arrive.
     """
     backoff = Backoff(most=_MOST_BACKOFF)
@@ -398,16 +370,16 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
         try:
             await asyncio.to_thread(check_schema, dsn)
             await check_wake_ups(dsn)
-            state.obstacle = None
+            web.note_obstacle(None)
             return
         except DatabaseUnusable as error:
             if not may_pass(error):
                 raise
             # New connections fail while an open one answers: three times in a row is no accident.
-            refused = refused + 1 if error.sqlstate is None and await _answers(state) else 0
+            refused = refused + 1 if error.sqlstate is None and await web.database_answers() else 0
             if refused == 3:
                 raise only_one_connection(error) from None
-            state.obstacle = str(error)
+            web.note_obstacle(str(error))
             seconds = backoff.next()
             level = logging.DEBUG if backoff.repeats(str(error)) else logging.WARNING
             logger.log(level, "trying again in %.2f s: %s", seconds, error)
@@ -416,36 +388,24 @@ async def _await_server(dsn: str, stopping: asyncio.Event, state: AppState) -> N
                 await stopping.wait()
 
 
-async def _answers(state: AppState) -> bool:
-    """Whether the server answers within a second on a connection that the pool has open."""
-    if not state.database.pool.get_stats().get("pool_available"):
-        return False
-    try:
-        async with asyncio.timeout(1), state.database.connection() as conn:
-            await ping(conn)
-    except (psycopg.Error, CoordError, TimeoutError):
-        return False
-    return True
-
-
-async def _log_what_goes_on(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
+async def _log_left_running(dsn: str, coordinator: Coordinator, *, interrupted: bool) -> None:
     """Log which processes a stopped coordinator leaves running, and who watches them now."""
     try:
         async with await connect(dsn) as conn:
             leader = await reads.leader(conn)
             attempts = await claims.open_attempts(conn, coordinator.host, engines=coordinator.led)
-            found = [await claims.assignment(conn, each.attempt_id) for each in attempts]
+            assignments = [await claims.assignment(conn, each.attempt_id) for each in attempts]
     except (psycopg.Error, CoordError):
-        logger.warning("stopped; what runs goes on, and 'pgcoord serve' takes it over")
+        logger.warning("stopped; running processes continue, and 'pgcoord serve' takes them over")
         return
-    left = [
+    left_running = [
         f"{each.queue_id} ({f'pid {each.pid}' if each.pid else 'not started yet'})"
-        for each in found
+        for each in assignments
         if each
     ]
-    if left:
+    if left_running:
         who = f"process {leader.pid} on {leader.host}" if leader else "'pgcoord serve'"
-        logger.warning("left running: %s; %s takes over", ", ".join(left), who)
+        logger.warning("left running: %s; %s takes over", ", ".join(left_running), who)
     elif interrupted:
         logger.warning("stopped; nothing is left running")
 
@@ -478,8 +438,8 @@ def _interruptible(
     def give_up(number: int) -> None:
         # psycopg waits without end for a server that is frozen; to be killed loses nothing.
         logger.error(
-            "not stopped in order after %d s, since the database does not answer: what runs goes"
-            " on, and 'pgcoord serve' takes it over",
+            "no clean stop within %d s, since the database does not answer: running processes"
+            " continue, and 'pgcoord serve' takes them over",
             _MOST_STOPPING,
         )
         logging.shutdown()

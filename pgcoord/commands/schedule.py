@@ -1,4 +1,4 @@
-"""Commands on schedules: features that are queued at certain times, again and again."""
+"""Commands on schedules: features that are queued regularly."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -31,7 +31,7 @@ from pgcoord.commands.options import (
     surroundings_of,
 )
 from pgcoord.commands.terminal import confirm_or_exit, say
-from pgcoord.commands.work import Parameters, configuration_here, read_given_plan
+from pgcoord.commands.work import Parameters, configuration_here, read_plan_file
 from pgcoord.errors import InvalidInput
 from pgcoord.text import counted, printable
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     group = typer.Typer(
-        help="Features that are queued at certain times: create, list, show, run, pause …",
+        help="Schedules, which queue a feature regularly: create, list, show, run, pause …",
         no_args_is_help=True,
     )
     group.command("list")(list_)
@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
 
 
 class Overlap(StrEnum):
-    """What happens when a schedule is due while its last run goes on."""
+    """What a schedule does when it is due and its last run has not ended."""
 
     SKIP = "skip"
     QUEUE = "queue"
@@ -61,20 +61,20 @@ class Overlap(StrEnum):
 
 
 class Missed(StrEnum):
-    """What happens with due times at which nothing could start them."""
+    """What a schedule does about due times at which no coordinator ran."""
 
     RUN = "run"
     SKIP = "skip"
 
 
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="What the schedule is called.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of the schedule.")]
 _CRON = (
-    'When: minute, hour, day of the month, month, day of the week, as in a crontab: "0 3 * * *"'
-    " is each night at three."
+    "The times, as in a crontab: minute, hour, day of the month, month, day of the week;"
+    ' "0 3 * * *" is every night at three.'
 )
 _Plan = Annotated[
     Path | None,
-    typer.Argument(metavar="PLAN", help="What is queued: a Markdown file; - is standard input."),
+    typer.Argument(metavar="PLAN", help="The plan to queue, a Markdown file; - is standard input."),
 ]
 _Feature = Annotated[
     int | None,
@@ -83,25 +83,26 @@ _Feature = Annotated[
         metavar="N",
         min=1,
         max=HIGHEST_ID,
-        help="Queue copies of feature N, not a plan.",
+        help="Queue copies of feature N instead of a plan.",
     ),
 ]
 _Timezone = Annotated[
     str | None,
-    typer.Option(metavar="ZONE", help="The time zone, such as Europe/Berlin; yours by default."),
+    typer.Option(metavar="ZONE", help="The time zone, such as Europe/Berlin; by default yours."),
 ]
 _Overlap = Annotated[
     Overlap | None,
     typer.Option(
-        help="While its last run goes on: skip that time (the default), queue one for its end,"
+        help="While its last run has not ended: skip that time (the default), queue one for its"
+        " end,"
         " or start another beside it."
     ),
 ]
 _Missed = Annotated[
     Missed | None,
     typer.Option(
-        help="When no coordinator ran at the time: run once for all that were missed (the default),"
-        " or skip them."
+        help="For times at which no coordinator ran: run once for all of them (the default), or"
+        " skip them."
     ),
 ]
 
@@ -120,7 +121,7 @@ def create(
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Queue a plan, or a copy of a feature, at certain times.
+    """Queue a plan, or a copy of a feature, regularly.
 
     The plan is stored as it is now: a later change of the file changes nothing, until 'pgcoord
     schedule change NAME --plan FILE'.
@@ -150,7 +151,7 @@ def change(
     name: _Name,
     cron: Annotated[str | None, typer.Option(metavar="CRON", help=_CRON)] = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="What is queued from now on.")
+        Path | None, typer.Option("--plan", metavar="FILE", help="The plan to queue from now on.")
     ] = None,
     feature: _Feature = None,
     timezone: _Timezone = None,
@@ -161,7 +162,7 @@ def change(
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Change a schedule; what it has queued goes on as it is."""
+    """Change a schedule; features that it has queued do not change."""
     if plan is not None and feature is not None:
         raise typer.BadParameter("give a plan or a feature, not both.", param_hint="--feature")
     changes: dict[str, object] = {
@@ -177,28 +178,28 @@ def change(
 
         if feature is not None:
             changes["feature"] = await schedules.feature_plan(conn, feature)
-        given = {key: value for key, value in changes.items() if value is not None}
-        if not given:
+        changed = {key: value for key, value in changes.items() if value is not None}
+        if not changed:
             raise InvalidInput(
                 f"nothing to change of schedule {name} was given",
                 hint="Give --cron, --timezone, --plan, --feature, --overlap or --missed.",
             )
-        await schedules.change_schedule(conn, name, given)
+        await schedules.change_schedule(conn, name, changed)
         return await _changed(conn, name, "is changed")
 
     act(ctx, dsn, store, as_json=as_json)
 
 
 def list_(ctx: typer.Context, as_json: AsJson = False, dsn: Dsn = None) -> None:
-    """List the schedules, with when each is due next and how its last run went."""
+    """List the schedules, each with its next due time and the result of its last run."""
 
     async def read(conn: "Connection") -> Answer:
         from pgcoord.database import schedules
 
-        found = await schedules.schedules(conn)
-        lines = [line for each in found for line in _lines(each)]
+        rows = await schedules.schedules(conn)
+        lines = [line for each in rows for line in _lines(each)]
         none = "no schedules: 'pgcoord schedule create' makes one"
-        return Answer("\n".join(lines) or none, [asdict(each) for each in found])
+        return Answer("\n".join(lines) or none, [asdict(each) for each in rows])
 
     act(ctx, dsn, read, as_json=as_json)
 
@@ -207,32 +208,33 @@ def show(
     ctx: typer.Context,
     name: _Name,
     times: Annotated[
-        int, typer.Option("--next", metavar="N", min=0, max=100, help="How many times to show.")
+        int,
+        typer.Option("--next", metavar="N", min=0, max=100, help="The number of times to show."),
     ] = 5,
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Show a schedule: its next times, and what became of the last ones."""
+    """Show a schedule: its next due times, and the results of the last ones."""
 
     async def read(conn: "Connection") -> Answer:
         from pgcoord.database import reads, schedules
 
-        found = await schedules.schedule(conn, name)
-        following = _following(found, await reads.now(conn), times)
+        row = await schedules.schedule(conn, name)
+        following = _following(row, await reads.now(conn), times)
         runs = await schedules.runs(conn, name)
         lines = [
-            *_lines(found),
-            *(f"  due {found.clock(each)}" for each in following),
-            *(f"  was {_run_in_words(found, each)}" for each in runs[:10]),
+            *_lines(row),
+            *(f"  due {row.clock(each)}" for each in following),
+            *(f"  was {_run_in_words(row, each)}" for each in runs[:10]),
         ]
-        value = {**asdict(found), "next": following, "runs": [asdict(each) for each in runs]}
+        value = {**asdict(row), "next": following, "runs": [asdict(each) for each in runs]}
         return Answer("\n".join(lines), value)
 
     act(ctx, dsn, read, as_json=as_json)
 
 
 def run(ctx: typer.Context, name: _Name, as_json: AsJson = False, dsn: Dsn = None) -> None:
-    """Queue the feature of a schedule now, whether or not its last run goes on."""
+    """Queue the feature of a schedule now, even if its last run has not ended."""
 
     async def queue(conn: "Connection") -> Answer:
         from pgcoord.database import schedules
@@ -252,7 +254,8 @@ def pause(
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Have a schedule start nothing until it is resumed; what it has started goes on."""
+    """Pause a schedule: it starts nothing until it is resumed; features that it has queued
+    continue."""
 
     async def store(conn: "Connection") -> Answer:
         from pgcoord.database import schedules
@@ -264,7 +267,8 @@ def pause(
 
 
 def resume(ctx: typer.Context, name: _Name, as_json: AsJson = False, dsn: Dsn = None) -> None:
-    """Start a schedule again, from its next time on: what came meanwhile was not missed."""
+    """Resume a schedule, from its next due time on; times during the pause do not count as
+    missed."""
 
     async def store(conn: "Connection") -> Answer:
         from pgcoord.database import schedules
@@ -284,22 +288,22 @@ def delete(
     dsn: Dsn = None,
 ) -> None:
     """Delete a schedule, which is shown first; the features that it has queued stay."""
-    found = existing_dsn(ctx, dsn)
+    existing = existing_dsn(ctx, dsn)
 
     async def look() -> list[str]:
         from pgcoord.database import schedules
 
-        async with session(found) as conn:
+        async with session(existing) as conn:
             return _lines(await schedules.schedule(conn, name))
 
-    for line in complete(found, look()):
+    for line in complete(existing, look()):
         say(line, err=as_json)
     if dry_run:
         members = {"schedule": name, "deleted": False}
         print_answer(Answer(f"schedule {name} would be deleted", members), as_json=as_json)
         return
     confirm_or_exit(
-        f"Delete schedule {name}, for good?", yes=yes, otherwise="nothing is deleted", err=as_json
+        f"Delete schedule {name} permanently?", yes=yes, otherwise="nothing is deleted", err=as_json
     )
 
     async def remove(conn: "Connection") -> Answer:
@@ -315,20 +319,20 @@ def _read(
     ctx: typer.Context, plan: Path, config: Path | None, parameters: list[str] | None
 ) -> dict[str, Any]:
     configuration = configuration_here(surroundings_of(ctx), config)
-    return dict(read_given_plan(plan, configuration, None, parameters).feature())
+    return dict(read_plan_file(plan, configuration, None, parameters).feature())
 
 
 async def _changed(conn: "Connection", name: str, words: str) -> Answer:
     """Return the answer of a command that has changed a schedule: what it did, and what is next."""
     from pgcoord.database import reads, schedules
 
-    found = await schedules.schedule(conn, name)
+    row = await schedules.schedule(conn, name)
     line = f"schedule {name} {words}"
-    if found.paused_at is None and found.error is None:
-        following = _following(found, await reads.now(conn), 1)
-        line += "".join(f": next {found.clock(each)}" for each in following)
+    if row.paused_at is None and row.error is None:
+        following = _following(row, await reads.now(conn), 1)
+        line += "".join(f": next {row.clock(each)}" for each in following)
         line += await unless_led(conn, "; no coordinator runs: 'pgcoord serve' starts it then")
-    return Answer(line, asdict(found))
+    return Answer(line, asdict(row))
 
 
 def _following(schedule: "Schedule", now: datetime, count: int) -> list[datetime]:

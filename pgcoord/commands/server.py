@@ -43,9 +43,9 @@ def upgrade(
         bool,
         typer.Option(
             "--roles",
-            help="Make the roles pgcoord_reader, pgcoord_client and pgcoord_coordinator too, and"
-            " set what each may; later upgrades keep that right. A login becomes a member of one:"
-            " grant pgcoord_client to …",
+            help="Also create the roles pgcoord_reader, pgcoord_client and pgcoord_coordinator,"
+            " and grant their rights; later upgrades maintain them. Make a login a member of"
+            " one: grant pgcoord_client to …",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -74,17 +74,17 @@ def dump(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the embedded database to a file, while work goes on.
+    """Write the embedded database to a file, also while phases run.
 
-    It has all of the database as of one moment. Logs, prompts and results of runs are files in
-    .pgcoord/runs: copy them besides.
+    The file has the whole database as of one moment. Logs, prompts and results of runs are files in
+    .pgcoord/runs: copy these separately.
     """
     surroundings = surroundings_of(ctx)
     _refuse_another(surroundings, "pg_dump --format=custom")
     server = running_server(surroundings)
     target = surroundings.folder / file
     if target.exists():
-        question = f"{file} is there already. Overwrite it?"
+        question = f"{file} exists. Overwrite it?"
         confirm_or_exit(question, yes=yes, otherwise="nothing is written", err=as_json)
     if not target.parent.is_dir():
         raise CannotStart(f"there is no folder {target.parent}")
@@ -96,14 +96,12 @@ def dump(
 
 def restore(
     ctx: typer.Context,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A file that 'pgcoord dump' has written.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file written by 'pgcoord dump'.")],
     as_json: AsJson = False,
 ) -> None:
-    """Make an embedded database from such a file, here, where there is none with work in it.
+    """Create an embedded database from a dump in this folder, which may have none with work in it.
 
-    Never let coordinators run on both, the restored one and the one that was dumped.
+    Never run coordinators on both the restored database and the one that was dumped.
     """
     from pgcoord.database import schema
     from pgcoord.database.embedded import EmbeddedPostgres
@@ -142,19 +140,13 @@ def _refuse_another(surroundings: Surroundings, program: str) -> None:
 
 
 def start(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Start it.
-
-    Where there is none here or above, it is made in the current folder.
-    """
+    """Start it. If there is none here or above, create it in the current folder."""
     server = make_server(surroundings_of(ctx))
     print_answer(_running(server), as_json=as_json)
 
 
 def stop(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Stop it.
-
-    Phases that run go on, and are taken over when a coordinator runs again.
-    """
+    """Stop it. Running processes continue; the next coordinator takes them over."""
     server = existing_server(surroundings_of(ctx))
     how = "is stopped" if server.stop() else "was stopped already"
     words = f"the embedded Postgres in {server.state} {how}"
@@ -162,7 +154,7 @@ def stop(ctx: typer.Context, as_json: AsJson = False) -> None:
 
 
 def status(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Say whether it runs, and how to connect to it."""
+    """Print whether it runs, and how to connect to it."""
     server = running_server(surroundings_of(ctx))
     print_answer(_running(server), as_json=as_json)
 

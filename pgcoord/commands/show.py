@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pgcoord.commands.progress import Snapshot
     from pgcoord.database._sql import Connection
-    from pgcoord.database.rows import Cost, LeadBlocker, Leader, Reason, Slot
+    from pgcoord.database.rows import Cost, LeadBlocker, Leader, Pool, Reason, Slot
     from pgcoord.database.schedules import Refused, Schedule, Why
 
 
@@ -53,6 +53,7 @@ class _Standing:
     unless read for --json.
     """
 
+    pools: "Sequence[Pool]"
     slots: "Sequence[Slot]"
     paused_at: datetime | None
     coordinator: "Leader | None"
@@ -102,6 +103,7 @@ async def _read(
     leader = await reads.leader(conn)
     blocker = None if leader else await reads.lead_blocker(conn)
     return _Standing(
+        await reads.pools(conn),
         await reads.slots(conn),
         await reads.paused(conn),
         leader,
@@ -117,14 +119,20 @@ async def _read(
 def status(
     ctx: typer.Context,
     feature: FeatureOrAll = None,
-    finished: Annotated[bool, typer.Option("--all", help="Finished features too.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object, see below.")] = False,
+    finished: Annotated[
+        bool, typer.Option("--all", help="Show finished features as well.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show changes live, until Ctrl-C.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object, described below.")
+    ] = False,
     dsn: Dsn = None,
 ) -> None:
-    """Show the slots, and the phases of each feature.
+    """Show the slots, and each unfinished feature with its phases.
 
-    Without its number, of all that are not finished.
+    With a number, show only that feature.
     """
     if watch:
         from pgcoord.commands.progress import is_terminal
@@ -133,19 +141,19 @@ def status(
             raise typer.BadParameter(
                 "it draws on a terminal that can redraw lines.", param_hint="--watch"
             )
-    found = existing_dsn(ctx, dsn)
+    existing = existing_dsn(ctx, dsn)
 
     async def read(conn: "Connection") -> _Standing:
         return await _read(conn, feature, finished, costs=as_json)
 
     async def once() -> _Standing:
-        async with session(found) as conn:
+        async with session(existing) as conn:
             return await read(conn)
 
     if watch:
-        complete(found, _watch(found, read))
+        complete(existing, _watch(existing, read))
         return
-    standing = complete(found, once())
+    standing = complete(existing, once())
     if as_json:
         say_json(standing.as_json())
         return
@@ -197,13 +205,15 @@ def _header(standing: _Standing) -> list[Any]:
 
     # Slots are cut at the width of the terminal; what says what to do is wrapped.
     lines = []
-    for pool in sorted({each.pool for each in standing.slots} | {"local"}, key=_local_first):
-        slots = [each for each in standing.slots if each.pool == pool]
-        held = [f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in slots]
+    for pool in standing.pools:
+        slots = [each for each in standing.slots if each.pool == pool.pool]
+        slot_words = [
+            f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in slots
+        ]
         name = "slots"
-        if pool != "local":
-            name = f"pool {pool}" + (f" ({printable(slots[0].launcher)})" if slots else "")
-        line = f"{name}: {', '.join(held) or 'none'}"
+        if pool.pool != "local":
+            name = f"pool {pool.pool} ({printable(pool.launcher)})"
+        line = f"{name}: {', '.join(slot_words) or 'none'}"
         lines.append(Text(line, no_wrap=True, overflow="ellipsis"))
     sentences = []
     leads = standing.coordinator
@@ -218,7 +228,7 @@ def _header(standing: _Standing) -> list[Any]:
     elif standing.unwatched is None:
         sentences.append("coordinator: none runs ('pgcoord serve' starts one)")
     if standing.unwatched:
-        goes_on = "what is shown is as it was left; 'pgcoord serve' goes on"
+        goes_on = "this is the last known state; 'pgcoord serve' continues"
         lines.insert(0, Text(f"{printable(standing.unwatched)}: {goes_on}"))
     if standing.paused_at:
         since = _time(standing.paused_at)
@@ -233,10 +243,6 @@ def _header(standing: _Standing) -> list[Any]:
         for each in standing.refused_schedules
     ]
     return [*lines, *map(Text, sentences)]
-
-
-def _local_first(pool: str) -> tuple[bool, str]:
-    return pool != "local", pool
 
 
 def _time(at: datetime) -> str:
@@ -262,29 +268,29 @@ def result(
         if target.isascii() and target.isdecimal() and len(target) <= 10:
             return await reads.results_of_feature(conn, int(target))
         queue_id = await find_phase(conn, target)
-        found = (await reads.phase_object(conn, queue_id))["result"]
-        if found is None:
+        stored = (await reads.phase_object(conn, queue_id))["result"]
+        if stored is None:
             raise NotFound(f"phase {queue_id} has no result")
-        return found
+        return stored
 
     async def once() -> Any:
-        async with session(found) as conn:
+        async with session(existing) as conn:
             return await ask(conn)
 
-    found = existing_dsn(ctx, dsn)
-    say_json(complete(found, once()))
+    existing = existing_dsn(ctx, dsn)
+    say_json(complete(existing, once()))
 
 
 def why(
     ctx: typer.Context,
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="A phase such as 104.2, or the name of a schedule."),
+        typer.Argument(metavar="TARGET", help="A phase, such as 104.2, or the name of a schedule."),
     ],
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Say why a phase is where it is, or when a schedule runs and why it did not.
+    """Print why a phase is in its state, or when a schedule runs and why it did not.
 
     A line for each reason, the most decisive one first.
     """

@@ -22,14 +22,11 @@ def init(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="FOLDER", help="The folder; else the current one.", show_default=False
+            metavar="FOLDER", help="The folder; the current one by default.", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Write a pgcoord.toml and a plan.md to begin with.
-
-    What is there already is left as it is.
-    """
+    """Write a first pgcoord.toml and plan.md. Existing files are not changed."""
     target = surroundings_of(ctx).folder / (folder or "")
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -39,7 +36,7 @@ def init(
                     file.write(source.read_text(encoding="utf-8"))
                 say(f"wrote {target / source.name}")
             except FileExistsError:
-                say(f"{target / source.name} is there already, and left as it is")
+                say(f"{target / source.name} exists, and is not changed")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise CannotStart(f"cannot write in {target}: {reason}") from error

@@ -29,14 +29,12 @@ def migrate_v1(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Read version 1's SQLite database; it is left as it is.",
+            help="The SQLite database of version 1, which is only read.",
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Show what it would do, and every decision; change nothing."
-        ),
+        typer.Option("--dry-run", help="Only show what would be done, with every decision."),
     ] = False,
     undo: Annotated[
         bool,
@@ -47,22 +45,22 @@ def migrate_v1(
         typer.Option(
             "--time-zone",
             metavar="ZONE",
-            help="What times without a zone mean; else the server's zone, or UTC for SQLite.",
+            help="The zone of times without one; by default that of the server, or UTC for SQLite.",
         ),
     ] = None,
     adopt_running: Annotated[
         bool,
         typer.Option(
             "--adopt-running",
-            help="Phases that run keep a slot and wait for a report, where one is free; else they"
-            " are failed as lost in migration.",
+            help="A running phase keeps a slot, if one is free, and waits for a report;"
+            " otherwise it fails as lost in migration.",
         ),
     ] = False,
     dsn: Dsn = None,
 ) -> None:
-    """Take over a database of version 1; nothing in it is lost.
+    """Migrate a database of version 1 without loss.
 
-    Its tables go into the schema pgcoord_v1. With --undo they come back.
+    Its tables are moved to the schema pgcoord_v1. --undo moves them back.
     """
     from pgcoord import v1
 
@@ -108,14 +106,14 @@ def _show(name: str, report: "Report", *, stated: bool, dry_run: bool) -> None:
     )
 
 
-def _show_undone(name: str, lost: list[str] | None, *, dry_run: bool) -> None:
-    if lost is None:
+def _show_undone(name: str, changed_since: list[str] | None, *, dry_run: bool) -> None:
+    if changed_since is None:
         say(f"{name} is as version 1 has left it: nothing to undo")
         return
     _say(f"{name} {'would be' if dry_run else 'is'} as it was before the migration")
-    if lost:
+    if changed_since:
         _say(f"{'would be' if dry_run else 'are'} gone, since they came after it:")
-    for line in lost:
+    for line in changed_since:
         _say(line, "  ")
 
 

@@ -56,7 +56,7 @@ Done = Annotated[
     MarkedDone | None,
     typer.Option(
         "--done",
-        help="Take phases marked ✅, [x] or (COMPLETE) as completed; else they are faults.",
+        help="Read phases marked ✅, [x] or (COMPLETE) as completed; else they are faults.",
     ),
 ]
 
@@ -65,7 +65,7 @@ Parameters = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Fill {param.NAME} in the plan; may be given several times.",
+        help="The value for {param.NAME} in the plan; may be given several times.",
     ),
 ]
 
@@ -91,19 +91,19 @@ def run(
             metavar="N",
             min=1,
             max=HIGHEST_ID,
-            help="Go on with this feature, in place of a plan.",
+            help="Run this feature instead of a plan.",
         ),
     ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="Show the waves, commands, folders and environment of a plan, and start nothing.",
+            help="Only show the waves, commands, folders and environment of the plan.",
         ),
     ] = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+        typer.Option("--json", help="Print no progress; at the end print the feature as JSON."),
     ] = False,
     done: Done = None,
     parameters: Parameters = None,
@@ -111,7 +111,8 @@ def run(
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Run a plan, or a feature that exists, to its end, with progress; serve the panel meanwhile.
+    """Run a plan, or an existing feature, to its end; show its progress, and serve the panel
+    meanwhile.
 
     The exit status is 0 only if every phase completed. Where a coordinator runs already (pgcoord
     serve), it does the work, and this command only watches. Otherwise this command leads: it also
@@ -122,7 +123,7 @@ def run(
     close_memory()
     surroundings = surroundings_of(ctx)
     configuration = _configuration(surroundings, config)
-    work = read_given_plan(plan, configuration, done, parameters) if plan else feature
+    work = read_plan_file(plan, configuration, done, parameters) if plan else feature
     assert work is not None
     if dry_run:
         if plan is None or isinstance(work, int):
@@ -132,11 +133,11 @@ def run(
     context = make_context(surroundings, dsn)
     check_schema(context.dsn)
     from pgcoord.commands.running import Runner
-    from pgcoord.http.security import read_access
-    from pgcoord.http.server import bind_free, url_of
+    from pgcoord.http.access import read_access
+    from pgcoord.http.sockets import bind_free, url_of
 
     server = configuration.server
-    with bind_free(_LOOPBACK, server.port) as taken:
+    with bind_free(_LOOPBACK, server.port) as listening_socket:
         access = read_access(
             server,
             surroundings.environment,
@@ -146,11 +147,19 @@ def run(
         )
         # It ends with its feature, and may be of another project: 'serve' declares schedules.
         configuration = replace(configuration, schedules=None)
-        coordinator = _coordinator(surroundings, configuration, context, url=url_of(taken))
+        coordinator = _coordinator(
+            surroundings, configuration, context, url=url_of(listening_socket)
+        )
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
         runner = Runner(
-            surroundings, context.dsn, coordinator, taken, access, planner, as_json=as_json
+            surroundings,
+            context.dsn,
+            coordinator,
+            listening_socket,
+            access,
+            planner,
+            as_json=as_json,
         )
         raise typer.Exit(complete(context.dsn, runner.run(work)))
 
@@ -169,18 +178,18 @@ def attach(
     feature: FeatureNumber,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print no progress, but at the end the feature, as JSON."),
+        typer.Option("--json", help="Print no progress; at the end print the feature as JSON."),
     ] = False,
     dsn: Dsn = None,
 ) -> None:
-    """Watch a feature to its end, with progress, and start nothing.
+    """Show the progress of a feature until its end, without starting any phase.
 
     The exit status is 0 only if every phase completed.
     """
-    found = existing_dsn(ctx, dsn)
+    existing = existing_dsn(ctx, dsn)
     from pgcoord.commands import running
 
-    raise typer.Exit(complete(found, running.attach(found, feature, as_json=as_json)))
+    raise typer.Exit(complete(existing, running.attach(existing, feature, as_json=as_json)))
 
 
 def serve(
@@ -188,7 +197,8 @@ def serve(
     host: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="The address to serve on; else [server], else 127.0.0.1."
+            metavar="ADDRESS",
+            help="The address to listen on; by default that of [server], else 127.0.0.1.",
         ),
     ] = None,
     port: Annotated[
@@ -197,7 +207,7 @@ def serve(
             metavar="PORT",
             min=0,
             max=65535,
-            help="The port; else [server], else 8002; 0 for any free one.",
+            help="The port; by default that of [server], else 8002; 0 for any free one.",
         ),
     ] = None,
     insecure_webhooks: Annotated[
@@ -207,15 +217,15 @@ def serve(
         bool,
         typer.Option(
             "--drain",
-            help="On a signal, claim nothing more, and stop once what runs here has ended; on a"
-            " second one, stop at once.",
+            help="On a signal, claim no further phase, and stop when the processes here have"
+            " ended; on a second one, stop at once.",
         ),
     ] = False,
     log_format: LogFormat = Format.TEXT,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Run what is queued, now and later, until stopped; serve the panel and the API meanwhile.
+    """Run queued phases until stopped; serve the panel and the API meanwhile.
 
     SIGTERM or Ctrl-C stop it, and not the processes of phases: a coordinator that is started again
     takes them over. SIGHUP has it read a changed pgcoord.toml. Any number may serve a database, on
@@ -227,21 +237,21 @@ def serve(
     configuration = _configuration_to_serve(surroundings, config)
     context = make_context(surroundings, dsn)
     from pgcoord.commands import running
-    from pgcoord.http.security import read_access
-    from pgcoord.http.server import bind, url_of
+    from pgcoord.http.access import read_access
+    from pgcoord.http.sockets import bind, url_of
 
     server = configuration.server
     name = host or server.host
-    with bind(name, server.port if port is None else port) as taken:
+    with bind(name, server.port if port is None else port) as listening_socket:
         access = read_access(
             server,
             surroundings.environment,
-            address=taken.getsockname()[0],
+            address=listening_socket.getsockname()[0],
             name=name,
             unsigned_webhooks=insecure_webhooks,
             github=configuration.github,
         )
-        url = server.public_url or url_of(taken)
+        url = server.public_url or url_of(listening_socket)
         coordinator = _coordinator(surroundings, configuration, context, url=url)
         forget_variables(configuration.secret_variables)
         planner = partial(_planner, surroundings, configuration)
@@ -254,7 +264,13 @@ def serve(
             return read
 
         service = running.serve(
-            context.dsn, coordinator, taken, access, planner, read_anew=read_anew, drain=drain
+            context.dsn,
+            coordinator,
+            listening_socket,
+            access,
+            planner,
+            read_anew=read_anew,
+            drain=drain,
         )
         raise typer.Exit(complete(context.dsn, service))
 
@@ -266,7 +282,8 @@ def submit(
         bool,
         typer.Option(
             "--check",
-            help="Only show what would be queued, and from which lines; no database is asked.",
+            help="Only show the phases that would be queued, with their lines in the plan; needs"
+            " no database.",
         ),
     ] = False,
     done: Done = None,
@@ -274,16 +291,18 @@ def submit(
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print an object: id, title, total_phases; of --check as 'plan' does."
+            "--json",
+            help="Print a JSON object: id, title, total_phases; with --check the object that"
+            " 'plan' prints.",
         ),
     ] = False,
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Queue the phases of a plan, for a coordinator to run."""
+    """Queue the phases of a plan; a coordinator runs them."""
     surroundings = surroundings_of(ctx)
     configuration = configuration_here(surroundings, config)
-    read = read_given_plan(plan, configuration, done, parameters)
+    read = read_plan_file(plan, configuration, done, parameters)
     if check:
         from pgcoord.commands.plan import show_check
 
@@ -317,22 +336,25 @@ def configuration_here(surroundings: Surroundings, config: Path | None) -> "Conf
 
 def _configuration(surroundings: Surroundings, config: Path | None) -> "Configuration":
     """Read the configuration. Raises `InvalidConfiguration` if there is none, or no workflow."""
-    found = configuration_here(surroundings, config)
-    if found is None:
+    configuration = configuration_here(surroundings, config)
+    if configuration is None:
         raise InvalidConfiguration(
             f"no pgcoord.toml in {surroundings.folder} or above: there is no workflow to run",
             hint=_EXAMPLE,
         )
-    if not found.workflows:
-        raise InvalidConfiguration(f"{found.path}: no workflow is declared", hint=_EXAMPLE)
-    return found
+    if not configuration.workflows:
+        raise InvalidConfiguration(f"{configuration.path}: no workflow is declared", hint=_EXAMPLE)
+    return configuration
 
 
 def _configuration_to_serve(surroundings: Surroundings, config: Path | None) -> "Configuration":
     """Read the configuration, and the plans of its schedules. Raises `InvalidConfiguration`."""
+    found = _configuration(surroundings, config)
+    if not found.schedules:  # then no plan is read, and nothing that reads one is imported
+        return found
     from pgcoord.plan.files import read_schedules
 
-    return read_schedules(_configuration(surroundings, config))
+    return read_schedules(found)
 
 
 def _coordinator(
@@ -374,7 +396,7 @@ def _planner(surroundings: Surroundings, configuration: "Configuration") -> "Fea
     return FeaturePlanner(configuration.planner, surroundings.environment, surroundings.folder)
 
 
-def read_given_plan(
+def read_plan_file(
     path: Path,
     configuration: "Configuration | None",
     done: MarkedDone | None,

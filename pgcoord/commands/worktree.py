@@ -15,14 +15,16 @@ def worktree(
         list[str], typer.Argument(metavar="COMMAND…", help="The command, after --.")
     ],
     base: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="The branch to start from; else HEAD.")
+        str | None,
+        typer.Option(metavar="BRANCH", help="The branch to start from; HEAD by default."),
     ] = None,
     root: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="The folder for worktrees.")
     ] = None,
     title: Annotated[str, typer.Option(help="The message of the commit.")] = "",
     resolve: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Run by sh to resolve merge conflicts.")
+        str | None,
+        typer.Option(metavar="COMMAND", help="The shell command that resolves merge conflicts."),
     ] = None,
 ) -> None:
     """Run COMMAND in a git worktree of its own, and keep its work on a branch.

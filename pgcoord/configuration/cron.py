@@ -22,14 +22,14 @@ class NeverDue(Exception):
 def due_times(cron: str, timezone: str, after: datetime) -> Iterator[datetime]:
     """Yield the due times after *after* in order, in UTC, without end. Raises `NeverDue`."""
     try:
-        found = CronSim(cron, after.astimezone(ZoneInfo(timezone)))
+        times = CronSim(cron, after.astimezone(ZoneInfo(timezone)))
     except (CronSimError, ValueError, AssertionError) as error:
         raise NeverDue(f"{cron!r:.200} is not a cron expression: {error}") from error
     except (ZoneInfoNotFoundError, OSError) as error:
         raise NeverDue(f"this machine does not know the time zone {timezone!r:.100}") from error
     last = after
     # The library gives a time that a change of the clocks has moved more than once.
-    for each in found:
+    for each in times:
         at = each.astimezone(UTC)
         if at > last:
             yield at

@@ -66,13 +66,13 @@ def parameters(value: object) -> dict[str, str]:
 
 def notify_events(value: object) -> tuple[str, ...]:
     """A list of `NOTIFY_EVENTS`, each once."""
-    known = ", ".join(NOTIFY_EVENTS)
-    events = _texts(value, f"expected a list of {known}")
+    names = ", ".join(NOTIFY_EVENTS)
+    events = _texts(value, f"expected a list of {names}")
     for each in events:
         if each not in NOTIFY_EVENTS:
-            raise ValueError(f"expected some of {known}, not {each!r:.60}")
+            raise ValueError(f"expected some of {names}, not {each!r:.60}")
     if not events:
-        raise ValueError(f"expected some of {known}, not an empty list")
+        raise ValueError(f"expected some of {names}, not an empty list")
     return events
 
 
@@ -356,10 +356,10 @@ def _texts(value: object, expected: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _brace_problems(argument: str, known: Sequence[str] = PLACEHOLDERS) -> Iterator[str]:
+def _brace_problems(argument: str, placeholders: Sequence[str] = PLACEHOLDERS) -> Iterator[str]:
     for match in BRACES.finditer(argument):
         name = match[2]
         if name is None and match[1] is None:
             yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
-        elif name is not None and name not in known and not results.NAME.fullmatch(name):
-            yield f"unknown placeholder {{{name}}}{did_you_mean(name, known)}"
+        elif name is not None and name not in placeholders and not results.NAME.fullmatch(name):
+            yield f"unknown placeholder {{{name}}}{did_you_mean(name, placeholders)}"

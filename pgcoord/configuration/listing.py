@@ -27,9 +27,9 @@ def problems_of(settings: Mapping[str, Any]) -> Iterator[str]:
     for key in ("folder", "submit", "id", "list", "jobs", "waiting", "running", "cancel"):
         if key not in settings:
             yield f"{key}: missing; see examples/engines"
-    for key, known in PLACEHOLDERS.items():
+    for key, placeholders in PLACEHOLDERS.items():
         used = {name for word in settings.get(key, ()) for name in re.findall(r"\{(\w*)\}", word)}
-        for name in sorted(used - known):
+        for name in sorted(used - placeholders):
             yield f"{key}: there is no placeholder {{{name}}} here"
     if "submit" in settings and not any("{script}" in word for word in settings["submit"]):
         yield "submit: expected {script}, the file to run, in a word of it"
@@ -69,11 +69,11 @@ def _pattern_problems(where: object) -> Iterator[str]:
 
 def values_at(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield (last key or index, value) of each value at *path* in the JSON *value*."""
-    found: list[tuple[str, Any]] = [("", value)]
+    values: list[tuple[str, Any]] = [("", value)]
     for step in _STEP.finditer(path):
         name = step[1] if step[1] is not None else step[2]
-        found = [each for _, above in found for each in _members(name, above)]
-    yield from found
+        values = [each for _, above in values for each in _members(name, above)]
+    yield from values
 
 
 def _members(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -126,11 +126,15 @@ class Workflow:
         """Whether the environment of a phase may set *variable*."""
         return variable in self.phase_environment and not variable.startswith("PGCOORD_")
 
+    def asks_again(self, attempt: int) -> bool:
+        """Whether `retry_prompt` makes the prompt of the phase's *attempt*, after a failed one."""
+        return self.retry_prompt is not None and attempt > 1
+
     def prompt_after(self, error: str, prompt: str) -> str:
         """Return the prompt of the next attempt, after one at *prompt* failed with *error*."""
         values = {"error": error, "prompt": prompt}
-        asked = self.retry_prompt or "{prompt}"
-        return BRACES.sub(lambda match: values[match[2]] if match[2] else match[0][0], asked)
+        template = self.retry_prompt or "{prompt}"
+        return BRACES.sub(lambda match: values[match[2]] if match[2] else match[0][0], template)
 
     def arguments(self, values: Mapping[str, str | None]) -> list[str]:
         """Return `command` with its placeholders filled from *values*, {placeholder: value}.

@@ -24,15 +24,15 @@ def why_not_ours(path: Path, owners: Collection[int]) -> str | None:
 
     Looks at a link as well as at what it leads to. Raises OSError.
     """
-    for found in (path.lstat(), path.stat()):
-        if found.st_uid not in owners:
-            return f"{path} belongs to {_name(found.st_uid)}"
-        if stat.S_ISLNK(found.st_mode):
+    for status in (path.lstat(), path.stat()):
+        if status.st_uid not in owners:
+            return f"{path} belongs to {_name(status.st_uid)}"
+        if stat.S_ISLNK(status.st_mode):
             continue
-        if found.st_mode & stat.S_IWOTH:
+        if status.st_mode & stat.S_IWOTH:
             return f"{path} can be changed by every user of this machine"
-        if found.st_mode & stat.S_IWGRP and not _is_private(found.st_gid, found.st_uid):
-            return f"{path} can be changed by other users: those of group {found.st_gid}"
+        if status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid, status.st_uid):
+            return f"{path} can be changed by other users: those of group {status.st_gid}"
     return None
 
 

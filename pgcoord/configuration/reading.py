@@ -45,14 +45,14 @@ def find_configuration(start: Path, environment: Mapping[str, str] | None = None
     """
     start = start.resolve()
     candidates = (folder / NAME for folder in (start, *start.parents))
-    found = next((path for path in candidates if os.path.isfile(path)), None)
-    if found and (reason := why_not_ours(found, trusted_owners(environment or {}))):
+    path_found = next((path for path in candidates if os.path.isfile(path)), None)
+    if path_found and (reason := why_not_ours(path_found, trusted_owners(environment or {}))):
         raise InvalidConfiguration(
             f"{reason}, so it is not used",
-            hint=f"To use it all the same, name it: --config {found}. To make it yours:"
-            f" {remedy(found)}",
+            hint=f"To use it all the same, name it: --config {path_found}. To make it yours:"
+            f" {remedy(path_found)}",
         )
-    return found
+    return path_found
 
 
 def read_configuration(path: Path) -> Configuration:
@@ -71,16 +71,16 @@ def known_keys() -> Mapping[str, Mapping[str, Callable[[object], Any]]]:
     A table is named as `log`, `workflow.NAME` or, for the keys of a launcher, `pool.slurm`; the top
     level is "". A reader takes the TOML value, and raises `ValueError` with what it expects.
     """
-    found = Keys()
+    keys = Keys()
     path = Path("/", NAME)
     pools = {launcher: {"launcher": launcher} for launcher in launchers(lambda value: path)}
     with suppress(InvalidConfiguration):
-        _read({}, path, found)
-    for section in found.known[""]:
+        _read({}, path, keys)
+    for section in keys.known[""]:
         tables = pools if section == "pool" else {"NAME": {}}
         with suppress(InvalidConfiguration):
-            _read({section: tables}, path, found)
-    return found.known
+            _read({section: tables}, path, keys)
+    return keys.known
 
 
 _SECTIONS = (
@@ -178,7 +178,7 @@ def _line_of(message: str, text: str) -> int:
 
 def _read_notify(tables: Mapping[str, object], problems: list[str]) -> tuple[Notify, ...]:
     """Read every `[notify.NAME]`."""
-    found: list[Notify] = []
+    targets: list[Notify] = []
     for name, table in tables.items():
         key = f"notify.{bare(name)}"
         if not isinstance(table, dict):
@@ -197,15 +197,15 @@ def _read_notify(tables: Mapping[str, object], problems: list[str]) -> tuple[Not
             "command": expect.program,
         }
         values = read_table(table, readers, key=key, problems=problems)
-        found.append(Notify(name, **{"events": (), **values}))
-    return tuple(found)
+        targets.append(Notify(name, **{"events": (), **values}))
+    return tuple(targets)
 
 
 def _read_schedules(
     tables: Mapping[str, object], folder: Reader, problems: list[str]
 ) -> dict[str, Schedule]:
     """Read every `[schedule.NAME]`, but not its plan."""
-    found: dict[str, Schedule] = {}
+    schedules: dict[str, Schedule] = {}
     readers: dict[str, Reader] = {
         "plan": partial(expect.file, folder, "nightly.md"),
         "cron": expect.cron,
@@ -226,8 +226,8 @@ def _read_schedules(
         if "cron" not in table:
             problems.append(f'{key}.cron: missing; expected times such as "0 3 * * *"')
         values = read_table(table, readers, key=key, problems=problems)
-        found[name] = Schedule(name, **{"plan": Path(), "cron": "", **values})
-    return found
+        schedules[name] = Schedule(name, **{"plan": Path(), "cron": "", **values})
+    return schedules
 
 
 def _read_server(table: Mapping[str, object], problems: list[str]) -> Server:

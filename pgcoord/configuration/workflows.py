@@ -164,14 +164,15 @@ def launcher_problems(
 def conflict_problems(workflows: Mapping[str, Workflow]) -> Iterator[str]:
     """Yield faults of the workflows that `on_conflict` names."""
     for name, workflow in workflows.items():
-        wanted = workflow.worktree.on_conflict if workflow.worktree else None
+        resolver = workflow.worktree.on_conflict if workflow.worktree else None
         key = f"workflow.{bare(name)}.on_conflict"
-        if wanted is None:
+        if resolver is None:
             continue
-        if wanted not in workflows:
-            yield f"{key}: there is no [workflow.{bare(wanted)}]{did_you_mean(wanted, workflows)}"
-        elif any("{prompt" in each for each in workflows[wanted].command):
+        if resolver not in workflows:
+            hint = did_you_mean(resolver, workflows)
+            yield f"{key}: there is no [workflow.{bare(resolver)}]{hint}"
+        elif any("{prompt" in each for each in workflows[resolver].command):
             yield (
-                f"{key}: the command of {wanted} may not use {{prompt}} or {{prompt_file}}, which"
+                f"{key}: the command of {resolver} may not use {{prompt}} or {{prompt_file}}, which"
                 " are of the phase: what to resolve is its standard input"
             )

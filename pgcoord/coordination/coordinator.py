@@ -28,7 +28,7 @@ from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
 from pgcoord.coordination.schedules import Schedules
-from pgcoord.coordination.supervision import Shortage, Supervision, log_move
+from pgcoord.coordination.supervision import Shortage, Supervision, judgement_of, log_move
 from pgcoord.database import claims, issues, notices
 from pgcoord.database._sql import Connection
 from pgcoord.database.backoff import Backoff
@@ -220,14 +220,14 @@ class Coordinator:
         return self._stopping.is_set() or self._draining
 
     @property
-    def _done(self) -> bool:
+    def _has_finished(self) -> bool:
         return self._stopping.is_set() or (self._draining and not self._supervised)
 
     async def _coordinate(self) -> None:
-        while not self._done:
+        while not self._has_finished:
             try:
                 async with self._leadership.session():
-                    while not self._done:
+                    while not self._has_finished:
                         if await self._stand_by():
                             await self._lead()
                     await asyncio.gather(
@@ -249,22 +249,22 @@ class Coordinator:
         Meanwhile attend to the processes of this host, unless the leader is on it.
         """
         lead, news = self._leadership, True
-        while not self._done:
+        while not self._has_finished:
             if lead.is_on_another_host and (news or self._supervised):
                 await self.unless_stopped(self._attend_to_all())
                 if self._supervised:
                     await self._renew_lease()
             self._declares_anew = False  # before: it may be set again while this one asks
-            answered = await self.unless_stopped(lead.look() if self._draining else lead.ask())
-            if answered is None or lead.leader is None:
+            lead_answer = await self.unless_stopped(lead.look() if self._draining else lead.ask())
+            if lead_answer is None or lead.leader is None:
                 return False
             if lead.leader.led:
                 return True
             self._backoff.reset()
             await self._leave_jobs_of_engines()
-            if self._done:
+            if self._has_finished:
                 return False
-            news = answered or bool(await self.unless_stopped(lead.wait(_LEAD_EVERY)))
+            news = lead_answer or bool(await self.unless_stopped(lead.wait(_LEAD_EVERY)))
         return False
 
     async def _leave_jobs_of_engines(self) -> None:
@@ -273,15 +273,15 @@ class Coordinator:
         Only the leader hears that a job began or has to end. One that is being submitted is left
         once that is over.
         """
-        left = [
+        left_running = [
             each.task
             for each in self._supervised.values()
             if each.recorded and each.assignment.host is None
         ]
-        for task in left:
+        for task in left_running:
             task.cancel()
-        if left:
-            await asyncio.wait(left)
+        if left_running:
+            await asyncio.wait(left_running)
 
     async def _renew_lease(self) -> None:
         """Renew the lease of this host, so that a leader elsewhere leaves our attempts alone."""
@@ -299,8 +299,8 @@ class Coordinator:
         """
         await self._leadership.begin()
         await self.engines.declare(self._leadership.conn)
-        wanted = {each.name: list(each.events) for each in self.configuration.notify}
-        await notices.declare_targets(self._leadership.conn, wanted)
+        notified_events = {each.name: list(each.events) for each in self.configuration.notify}
+        await notices.declare_targets(self._leadership.conn, notified_events)
         again = None
         if await claims.follow_budgets(self._leadership.conn):
             again = self._tasks.create_task(self._follow_budgets_again())
@@ -376,8 +376,8 @@ class Coordinator:
             self._left_unsupervised = False
             await self._attend_to_all()
         elif changed:
-            found = {attempt.attempt_id for attempt in work.changed}
-            await self._attend(work.changed, changed - found, lead_checked_at)
+            changed_ids = {attempt.attempt_id for attempt in work.changed}
+            await self._attend(work.changed, changed - changed_ids, lead_checked_at)
         if self.issues:
             self.issues.wake()
         if self.notices:
@@ -416,13 +416,13 @@ class Coordinator:
         session has locked the control row, `AnotherLeads` when this lead is over.
         """
         conn, epoch = self._leadership.conn, self._leadership.epoch
-        with self._ends.take() as taken:
-            if taken:
-                done = await claims.record_and_claim(conn, epoch, [each.end for each in taken])
-                for handed, recorded in zip(taken, done.answers, strict=True):
+        with self._ends.take() as batch:
+            if batch:
+                answer = await claims.record_and_claim(conn, epoch, [each.end for each in batch])
+                for handed, recorded in zip(batch, answer.answers, strict=True):
                     handed.settle(recorded)
-                if done.claimed is not None:
-                    return done.claimed
+                if answer.claimed is not None:
+                    return answer.claimed
         if _CONTROL in self._retrying.locks.names:
             return []
         try:
@@ -462,8 +462,8 @@ class Coordinator:
         attempts = await claims.open_attempts(
             self._leadership.conn, self.host, engines=self.leads.is_set()
         )
-        known = {attempt.attempt_id for attempt in attempts}
-        unknown = {each.assignment.attempt_id for each in self._supervised.values()} - known
+        open_ids = {attempt.attempt_id for attempt in attempts}
+        unknown = {each.assignment.attempt_id for each in self._supervised.values()} - open_ids
         return await self._attend(attempts, unknown, lead_checked_at)
 
     async def _attend(
@@ -521,10 +521,10 @@ class Coordinator:
         """
         if not assignments:
             return []
-        gone = await claims.gone_attempts(
+        confirmed = await claims.gone_attempts(
             self._leadership.conn, [assignment.attempt_id for assignment in assignments]
         )
-        return [assignment for assignment in assignments if assignment.attempt_id in gone]
+        return [assignment for assignment in assignments if assignment.attempt_id in confirmed]
 
     async def _rest(self, work: NextWork) -> None:
         """Wait for a notification, the next deadline or a lock, whichever comes first."""
@@ -597,6 +597,16 @@ class Coordinator:
         cannot be recorded at once.
         """
         return await self._ends.record(end)
+
+    async def prompt_of(self, conn: Connection, attempt: Assignment, prompt: str) -> str:
+        """Return what *attempt* is asked, whose phase has *prompt*: after a failure, as configured.
+
+        For jobs that find no file of it; of others it is in the folder that they share.
+        """
+        workflow = self.configuration.workflows.get(attempt.workflow)
+        if workflow is None or not workflow.asks_again(attempt.attempt):
+            return prompt
+        return (await judgement_of(conn, attempt, workflow, prompt))[1]
 
     def _start_supervising(
         self,

@@ -66,11 +66,11 @@ class Ends:
     @contextmanager
     def take(self) -> Iterator[list[Handed]]:
         """Yield the ends that wait, some at most; what the block does not settle is refused."""
-        taken = [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
+        batch = [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
         try:
-            yield taken
+            yield batch
         finally:
-            for handed in taken:
+            for handed in batch:
                 handed.settle(None)
             if self._waiting:
                 self._wake()

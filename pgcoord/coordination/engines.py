@@ -17,9 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pgcoord.coordination.launching import Engine, EngineState, Order, Seen
+from pgcoord.coordination.interface import Coordination
+from pgcoord.coordination.launching import Engine, EngineState, ListedJob, Order
 from pgcoord.coordination.retrying import Fact, Stopped
-from pgcoord.coordination.supervision import GRACE, KILLED, Coordination, Supervision, log_move
+from pgcoord.coordination.supervision import GRACE, KILLED, Supervision, log_move
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.work import Assignment, DeclaredPool, OpenAttempt
@@ -85,7 +86,7 @@ class _Unusable:
     async def submit(self, order: Order) -> str:
         raise CannotStart(self._words)
 
-    async def find(self) -> Mapping[str, list[Seen]]:
+    async def find(self) -> Mapping[str, list[ListedJob]]:
         raise NotNow(self._words, timedelta(seconds=30))
 
     async def terminate(self, job: str) -> None:
@@ -183,7 +184,7 @@ class Watch:
         """
         self.engine = engine
         self.calls = asyncio.Semaphore(_AT_ONCE)
-        self.seen: Mapping[str, Sequence[Seen]] = {}
+        self.seen: Mapping[str, Sequence[ListedJob]] = {}
         self.asked_at = -1.0  # loop time of the last query that was answered; -1: none was
         self.is_retired = False  # its pool is declared otherwise now: only what waits is watched
         self._pool = pool
@@ -199,17 +200,17 @@ class Watch:
         self._is_streaming = False
         self._unanswered: tuple[float, NotNow] | None = None
 
-    async def ask(self) -> Mapping[str, Sequence[Seen]]:
+    async def ask(self) -> Mapping[str, Sequence[ListedJob]]:
         """Query the engine; return {name of a job: its jobs}, no older than this call.
 
         Concurrent calls share one query. Sets `seen` and `asked_at`. Raises `NotNow` when the
         engine does not answer.
         """
-        wanted = now()
+        began_at = now()
         async with self._asking:
-            if self._unanswered and self._unanswered[0] >= wanted:
+            if self._unanswered and self._unanswered[0] >= began_at:
                 raise self._unanswered[1]
-            if self.asked_at < wanted:
+            if self.asked_at < began_at:
                 asked_at = now()
                 try:
                     self.seen = await self.engine.find()
@@ -326,11 +327,11 @@ class Watch:
 
         The database is read only if we do not supervise all of them.
         """
-        known = {name_of(folder) for folder in self._coordination.supervised_folders} & names
-        if known != names:
+        open_names = {name_of(folder) for folder in self._coordination.supervised_folders} & names
+        if open_names != names:
             folders = await self._coordination.execute_with_retry(claims.open_folders)
-            known |= {name_of(folder) for folder in folders}
-        return known
+            open_names |= {name_of(folder) for folder in folders}
+        return open_names
 
     async def _end_strays(self) -> None:
         """End the jobs whose attempt has ended, or is unknown to the database.
@@ -341,27 +342,27 @@ class Watch:
         begin, end = self._names
         live = {
             name
-            for name, seen in self.seen.items()
+            for name, listed in self.seen.items()
             if name.startswith(begin)
             and name.endswith(end)
-            and any(each.state is not EngineState.ENDED for each in seen)
+            and any(each.state is not EngineState.ENDED for each in listed)
         }
         strays = live - await self._open_jobs(live)
         self._strays = {name: self._strays.get(name, 0) + 1 for name in strays}
         for name, times in self._strays.items():
-            for seen in self.seen[name]:
-                if seen.state is EngineState.WAITING or times in (3, 4):
+            for listed in self.seen[name]:
+                if listed.state is EngineState.WAITING or times in (3, 4):
                     logger.warning(
                         "pool %s: job %s (%s) belongs to no open attempt: it is ended",
                         self._pool,
-                        seen.job,
+                        listed.job,
                         name,
                     )
                     async with self.calls:
-                        await self.engine.terminate(seen.job)
-                elif seen.state is EngineState.RUNNING and times > 4:
+                        await self.engine.terminate(listed.job)
+                elif listed.state is EngineState.RUNNING and times > 4:
                     async with self.calls:
-                        await self.engine.kill(seen.job)
+                        await self.engine.kill(listed.job)
 
 
 class Engines:
@@ -543,9 +544,11 @@ class EngineSupervision(Supervision):
             with _in_time(self.assignment.folder):
                 async with self._pool.watch.calls:
                     self._job = await self._pool.engine.submit(order)
+        except CannotStart as error:
+            raise CannotStart(f"pool {self.assignment.pool}: {error}") from error
         except NotNow as error:
             if error.certain:
-                raise
+                raise NotNow(f"pool {self.assignment.pool}: {error}", error.wait) from error
             logger.warning("%s: perhaps job %s was taken: %s", self.assignment, self.name, error)
         self._since = now()
         self._quiet_since = None
@@ -555,14 +558,23 @@ class EngineSupervision(Supervision):
         self._pool.watch.hurry()
 
     async def _write_order(self) -> Order:
-        """Write the files of the run and the job's order, for runs/job.py; return the order."""
+        """Write the files of the run and the job's order, for runs/job.py; return the order.
+
+        Nodes that share no folder get all of it with the order, and with the answer to begin.
+        """
+        folder = Path(self.assignment.folder)
+        if not self._pool.watch.shares_folder:
+            await asyncio.to_thread(plain_files.make_private, folder)  # for the log
+            return self._order()
         if self._unwritten:
             await self.job.prepare(*self._unwritten)
             self._unwritten = None
-        return await asyncio.to_thread(self._order)
+        order = self._order()
+        content = json.dumps(order.content).encode()
+        await asyncio.to_thread(plain_files.write_plain, folder, ORDER, content)
+        return order
 
     def _order(self) -> Order:
-        """Write the job's order to its folder; return it. Blocks on I/O."""
         assignment, command = self.assignment, self._command()
         folder = Path(assignment.folder)
         environment = dict(command.environment)
@@ -580,7 +592,6 @@ class EngineSupervision(Supervision):
             "log_max": self._coordinator.configuration.log_max_size,
             "grace": GRACE.total_seconds(),
         }
-        plain_files.write_plain(folder, ORDER, json.dumps(order).encode())
         return Order(
             self.name,
             WRAPPER,
@@ -595,11 +606,19 @@ class EngineSupervision(Supervision):
         """Follow the job until its end is recorded, ending it if necessary."""
         self.recorded = True
         self._coordinator.note_recorded()
+        tasks: list[asyncio.Task[None]] = []
+
+        def end_in_time(_: object) -> None:
+            ender = asyncio.create_task(self._end_in_time())
+            ender.add_done_callback(lambda _: self._news.set())
+            tasks.append(ender)
+
+        self._end_in.add_done_callback(end_in_time)  # a thousand jobs need no task to wait for that
         with self._pool.watch.watched(self._watcher):
-            tasks = [asyncio.create_task(self._end_in_time())]
             try:
                 await self._coordinator.unless_stopped(self._follow(tasks))
             finally:
+                self._end_in.remove_done_callback(end_in_time)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -607,16 +626,18 @@ class EngineSupervision(Supervision):
     async def _follow(self, tasks: list[asyncio.Task[None]]) -> None:
         """Follow the job until its attempt has ended, and raise the first error of *tasks*.
 
-        Once the job has begun, a task that watches its output is added to *tasks*.
+        Once the job has begun, a task that watches its output is added to *tasks*, if its workflow
+        says how long it may be quiet.
         """
-        tasks[0].add_done_callback(lambda _: self._news.set())
+        unwatched = self._settings is not None and self._settings.quiet is not None
         while True:
             self._news.clear()
-            if self._begun and len(tasks) == 1:
+            if self._begun and unwatched:
+                unwatched = False
                 tasks.append(asyncio.create_task(self._watch_output()))
             for task in tasks:
                 if task.done():
-                    task.result()  # raises its error; otherwise there was nothing to watch
+                    task.result()  # raises its error
             await self._copy_log()
             if await self._read_folder() or await self._believe_the_engine():
                 self.process_gone = True
@@ -654,10 +675,10 @@ class EngineSupervision(Supervision):
         secret = self.assignment.secret
         await self._take_spooled_report()
         try:
-            asked = await asyncio.to_thread(spool.spooled_begins, folder, attempt_id, secret)
-            for said in asked:
-                refused = await self._answer(said)
-                await asyncio.to_thread(spool.answer_spooled, folder, said["copy"], refused)
+            requests = await asyncio.to_thread(spool.spooled_begins, folder, attempt_id, secret)
+            for request in requests:
+                refused = await self._answer(request)
+                await asyncio.to_thread(spool.answer_spooled, folder, request["copy"], refused)
             end = await asyncio.to_thread(spool.spooled_exit, folder, attempt_id, secret)
         except OSError as error:
             logger.info("%s: its folder is read again: %s", self.assignment, error)
@@ -674,11 +695,15 @@ class EngineSupervision(Supervision):
         await self.disown()
         return True
 
-    async def _answer(self, said: Mapping[str, Any]) -> str | None:
+    async def _answer(self, request: Mapping[str, Any]) -> str | None:
         """Let a copy of the job begin (`jobs.begin_job`); return why not, None if it may."""
         answer = await self._coordinator.execute_with_retry(
             lambda conn: jobs.begin_job(
-                conn, self.assignment.attempt_id, said["copy"], said.get("job"), said.get("node")
+                conn,
+                self.assignment.attempt_id,
+                request["copy"],
+                request.get("job"),
+                request.get("node"),
             )
         )
         self._begun |= answer.code is None
@@ -690,8 +715,8 @@ class EngineSupervision(Supervision):
         sure_at = self._since + (0.0 if self._job is not None else UNSURE)
         if watch.asked_at < sure_at and self.name not in watch.seen:
             return False
-        seen = watch.seen.get(self.name, ())
-        live = [each for each in seen if each.state is not EngineState.ENDED]
+        listed = watch.seen.get(self.name, ())
+        live = [each for each in listed if each.state is not EngineState.ENDED]
         if live:
             self._quiet_since = None
             await self._note(
@@ -704,21 +729,21 @@ class EngineSupervision(Supervision):
         patience = SILENT if self._begun and not self.is_ending else SETTLED
         if now() - self._quiet_since < patience or watch.asked_at < self._quiet_since:
             return False
-        return await self._conclude_without_it(seen)
+        return await self._conclude_without_report(listed)
 
-    async def _conclude_without_it(self, seen: Sequence[Seen]) -> bool:
+    async def _conclude_without_report(self, listed: Sequence[ListedJob]) -> bool:
         """Conclude on a job that the engine does not list as alive, and that reported no end.
 
         Return whether the attempt has ended; it has not if the job was submitted again.
         """
         words = f"job {self._job or self.name}: " + (
-            seen[-1].words if seen else "not listed any more"
+            listed[-1].words if listed else "not listed any more"
         )
         if not self._begun:
             if self.is_ending:
                 await self._give_up("returned", words)
-            elif seen or self._submissions >= _MOST_SUBMISSIONS:
-                tail = await asyncio.to_thread(engine_said, Path(self.assignment.folder))
+            elif listed or self._submissions >= _MOST_SUBMISSIONS:
+                tail = await asyncio.to_thread(engine_messages, Path(self.assignment.folder))
                 await self._give_up("failed", f"it ended before it began ({words}){tail}")
             elif self._coordinator.leads.is_set():
                 await self._launch_again()
@@ -726,7 +751,7 @@ class EngineSupervision(Supervision):
             return True
         await self._copy_log(at_its_end=True)
         # `REFUSED` is the status of a copy that ran nothing, so not that of the one that began.
-        statuses = (each.exit_status for each in seen if each.exit_status != REFUSED)
+        statuses = (each.exit_status for each in listed if each.exit_status != REFUSED)
         status = next((each for each in statuses if each is not None), None)
         if status is None and self.is_ending:
             status = KILLED
@@ -805,7 +830,7 @@ def _in_time(folder: str) -> Iterator[None]:
         raise NotNow(f"{folder} cannot be written: {error.strerror}", _PASSES) from error
 
 
-def engine_said(folder: Path) -> str:
+def engine_messages(folder: Path) -> str:
     """Return the last lines of engine.log in *folder*, each after a newline; "" if none.
 
     The engine or the wrapper writes there. Adds a likely cause if one is known. Blocks on I/O.
@@ -830,8 +855,8 @@ def _stamp_of(folder: Path) -> tuple[int, ...]:
     stamp: list[int] = []
     for path in (folder, folder / "exit.json"):
         with suppress(OSError):
-            found = path.stat()
-            stamp += (found.st_mtime_ns, found.st_size, found.st_ino)
+            status = path.stat()
+            stamp += (status.st_mtime_ns, status.st_size, status.st_ino)
     return tuple(stamp)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from uuid import UUID
 
 from pgcoord.configuration.model import GitHub
+from pgcoord.coordination.interface import Coordination
 from pgcoord.coordination.retrying import Stopped, wait_at_most
-from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import issues
 from pgcoord.database.states import ENDED
 from pgcoord.database.work import Assignment, GitHubTask, Hold, Intent
@@ -107,7 +107,7 @@ class Issues:
         if not matches:
             return None
         logger.info("issue #%d was made before", matches[0].number)
-        await self._store(intent.key, matches[0], made=False)
+        await self._store(intent.key, matches[0], created=False)
         return matches[0].number
 
     async def _post(self, assignment: Assignment, intent: Intent, facts: Mapping[str, Any]) -> int:
@@ -132,13 +132,13 @@ class Issues:
                     lambda conn: issues.unpost_issue(conn, intent.key)
                 )
             raise
-        await self._store(intent.key, issue, made=True)
+        await self._store(intent.key, issue, created=True)
         logger.info("%s: issue #%d", assignment.queue_id, issue.number)
         return issue.number
 
-    async def _store(self, key: UUID, issue: Issue, *, made: bool) -> None:
+    async def _store(self, key: UUID, issue: Issue, *, created: bool) -> None:
         await self._coordinator.execute_with_retry(
-            lambda conn: issues.store_issue(conn, key, issue.number, issue.author, made=made)
+            lambda conn: issues.store_issue(conn, key, issue.number, issue.author, created=created)
         )
 
     async def _make_labels(self, assignment: Assignment, facts: Mapping[str, Any]) -> None:
@@ -214,8 +214,8 @@ class Issues:
         """Execute *task*; record that it is done, postponed or given up."""
         execute = self._coordinator.execute_with_retry
         try:
-            done = await (self._close_duplicates if task.kind == "check" else self._comment)(task)
-            await execute(lambda conn: issues.finish_github_task(conn, task_id, done, None))
+            result = await (self._close_duplicates if task.kind == "check" else self._comment)(task)
+            await execute(lambda conn: issues.finish_github_task(conn, task_id, result, None))
             return
         except NotNow as error:
             await self._hold(error)
@@ -235,21 +235,21 @@ class Issues:
         """
         number, mark = task.number, marker(task.key)
         assert number is not None
-        done = []
+        comments = []
         if task.status in ENDED and not (
             task.tries > 1 and await self._repository.has_comment(number, mark)
         ):
             await self._repository.comment(number, comment_body(task.status, task.facts, task.key))
-            done.append("commented")
+            comments.append("commented")
         issue = await self._repository.issue(number)
         if task.phase_status in ENDED and issue.is_open:
             reason = "completed" if task.phase_status == "completed" else "not_planned"
             await self._repository.close(number, reason)
-            done.append(f"closed as {reason.replace('_', ' ')}")
+            comments.append(f"closed as {reason.replace('_', ' ')}")
         elif task.phase_status not in ENDED and not issue.is_open:
             await self._repository.reopen(number)
-            done.append("reopened")
-        return f"issue #{number}: {', '.join(done) or 'it is as it should be'}"
+            comments.append("reopened")
+        return f"issue #{number}: {', '.join(comments) or 'it is as it should be'}"
 
     async def _close_duplicates(self, task: GitHubTask) -> str | None:
         """Close duplicates of the issue with the lowest number; return the steps done, in words.
@@ -260,7 +260,7 @@ class Issues:
         if not matches:
             return None
         first, *others = matches
-        await self._store(task.issue_key, first, made=False)
+        await self._store(task.issue_key, first, created=False)
         for issue in others:
             if issue.is_open:
                 await self._repository.close_duplicate(issue.number, first)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pgcoord.database.work import Assignment
-from pgcoord.messages.report import Kept
+from pgcoord.messages.report import SpooledReport
 
 
 class JobState(enum.Enum):
@@ -154,7 +154,7 @@ class Job(Protocol):
         """Return when the job exited, in seconds of `time.time`; None if it left no exit status."""
         ...
 
-    async def spooled_report(self, secret: str) -> Kept | None:
+    async def spooled_report(self, secret: str) -> SpooledReport | None:
         """Return the report that the job could not send, if it left one signed by *secret*.
 
         Raises `NotSigned`, or `InvalidInput` when the file is not a report.
@@ -206,7 +206,7 @@ class EngineState(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ListedJob:
     """The state of one job, as its engine lists it.
 
     `job`: its id in the engine. `words`: why it waits or how it ended, in the engine's words.
@@ -234,7 +234,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def find(self) -> Mapping[str, list[Seen]]:
+    async def find(self) -> Mapping[str, list[ListedJob]]:
         """Return all jobs of pgcoord that the engine lists, by name: one question.
 
         Of a name there may be several, when a submission was repeated.

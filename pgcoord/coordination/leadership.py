@@ -116,11 +116,11 @@ class Leadership:
 
     def _refuse_replaced_primary(self, server: ServerTimeline) -> None:
         """Raise `DatabaseUnusable` for an older timeline than before: its writes would be lost."""
-        seen = self._timeline
-        if server.system == seen.system and (server.timeline or 0) < (seen.timeline or 0):
+        known = self._timeline
+        if server.system == known.system and (server.timeline or 0) < (known.timeline or 0):
             self._dsn = in_any_order(self._dsn)  # the next attempt may reach the new primary
             raise DatabaseUnusable(
-                f"the server writes timeline {server.timeline}, but {seen.timeline} was seen"
+                f"the server writes timeline {server.timeline}, but {known.timeline} was seen"
                 " before: this primary was replaced",
             )
         self._timeline = server
@@ -157,8 +157,8 @@ class Leadership:
 
     async def look(self) -> bool:
         """Read which coordinator leads, without taking the lead; return whether that changed."""
-        found = await reads.leader(self.conn)
-        return self._note(Lead(False, found.epoch, found.host, found.pid) if found else _NOBODY)
+        lead = await reads.leader(self.conn)
+        return self._note(Lead(False, lead.epoch, lead.host, lead.pid) if lead else _NOBODY)
 
     def _note(self, leader: Lead) -> bool:
         before, self.leader = self.leader, leader

@@ -27,8 +27,8 @@ from urllib.request import (
 )
 
 from pgcoord.configuration.model import PASSED_ON, Notify
+from pgcoord.coordination.interface import Coordination
 from pgcoord.coordination.retrying import Stopped, wait_at_most
-from pgcoord.coordination.supervision import Coordination
 from pgcoord.database import notices
 from pgcoord.errors import InvalidConfiguration, message_of
 from pgcoord.messages import signing
@@ -208,20 +208,20 @@ class _Post:
             with contextlib.suppress(OSError, AttributeError):  # not connected, or over
                 each.sock.shutdown(socket.SHUT_RDWR)
 
-    def connection(self, kind: type[HTTPConnection], *given: Any, **named: Any) -> HTTPConnection:
+    def connection(self, kind: type[HTTPConnection], *args: Any, **kwargs: Any) -> HTTPConnection:
         """Return a new connection of the request."""
-        made = kind(*given, **named)
-        connect = made.connect
+        opened = kind(*args, **kwargs)
+        connect = opened.connect
 
         def connect_unless_cut() -> None:
             connect()
             if self._is_cut:  # before there was a socket to shut down
-                made.close()
+                opened.close()
                 raise TimeoutError("it took too long")
 
-        made.connect = connect_unless_cut  # type: ignore[method-assign]
-        self._connections.append(made)
-        return made
+        opened.connect = connect_unless_cut  # type: ignore[method-assign]
+        self._connections.append(opened)
+        return opened
 
 
 class _Plain(HTTPHandler):
@@ -253,7 +253,7 @@ async def _run(
     assert notice.message is not None
     data = notice.message["data"]
     passed_on = {name: environment[name] for name in PASSED_ON if name in environment}
-    given = {
+    variables = {
         f"PGCOORD_{name.upper()}": str(value) for name, value in data.items() if value is not None
     }
     try:
@@ -262,7 +262,7 @@ async def _run(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            env={**passed_on, **given, "PGCOORD_NOTICE": str(notice.key)},
+            env={**passed_on, **variables, "PGCOORD_NOTICE": str(notice.key)},
             start_new_session=True,
         )
     except OSError as error:

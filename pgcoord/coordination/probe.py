@@ -16,15 +16,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pgcoord.coordination.engines import OF_WRAPPER, ORDER, WRAPPER, engine_said
-from pgcoord.coordination.launching import Engine, EngineState, Order, Seen
+from pgcoord.coordination.engines import OF_WRAPPER, ORDER, WRAPPER, engine_messages
+from pgcoord.coordination.launching import Engine, EngineState, ListedJob, Order
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 
 # Seconds that the engine may take to begin the job, and that an ended one may take to be heard.
 _JOB_TIMEOUT = 120.0
-_HEARD = 5.0
+_REPORT_TIMEOUT = 5.0
 
 # Seconds between two questions to the engine, and between two looks into the folder.
 _ASK = 1.0
@@ -90,24 +90,27 @@ def _order(
 async def _probe(engine: Engine, order: Order, *, is_shared: bool) -> list[Finding]:
     began_at = time.monotonic()
     job = await engine.submit(order)
-    seen: Seen | None = None
+    job_seen: ListedJob | None = None
     ended_at = None
     try:
         while True:
             asked_at = time.time()
             await asyncio.sleep(_ASK)
-            found = await engine.find()
-            seen = next(iter(found.get(order.name, ())), seen)
-            said = await _said(engine, job, order, is_shared=is_shared)
+            jobs = await engine.find()
+            job_seen = next(iter(jobs.get(order.name, ())), job_seen)
+            message = await _message_of(engine, job, order, is_shared=is_shared)
             took = time.monotonic() - began_at
-            if said:
-                return _findings(_Answer(said, asked_at, time.time()), order, took)
-            if (seen and seen.state is EngineState.ENDED) or (seen and order.name not in found):
+            if message:
+                return _findings(_Answer(message, asked_at, time.time()), order, took)
+            if (job_seen and job_seen.state is EngineState.ENDED) or (
+                job_seen and order.name not in jobs
+            ):
                 ended_at = ended_at or took
-            if ended_at and took - ended_at > _HEARD:
-                return [await asyncio.to_thread(_unheard, order, seen, is_shared=is_shared)]
+            if ended_at and took - ended_at > _REPORT_TIMEOUT:
+                return [await asyncio.to_thread(_no_report, order, job_seen, is_shared=is_shared)]
             if took > _JOB_TIMEOUT:
-                words = f"job {job} has not begun for {took:.0f} s: {seen.words if seen else '?'}"
+                state = job_seen.words if job_seen else "?"
+                words = f"job {job} has not begun for {took:.0f} s: {state}"
                 return [Finding("", "warn", words, "wait for the engine, or ask it why")]
     finally:
         await _remove(engine, job)
@@ -120,7 +123,7 @@ async def _remove(engine: Engine, job: str) -> None:
         return
 
 
-async def _said(
+async def _message_of(
     engine: Engine, job: str, order: Order, *, is_shared: bool
 ) -> Mapping[str, Any] | None:
     """Return what the job said: in the shared folder, else in its output."""
@@ -132,48 +135,54 @@ async def _said(
         else:
             lines = (await engine.log(job) or b"").splitlines()
             text = next((line for line in lines if order.content["probe"].encode() in line), b"{}")
-        said = json.loads(text)
+        answer = json.loads(text)
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) and said.get("probe") == order.content["probe"] else None
+    return (
+        answer
+        if isinstance(answer, dict) and answer.get("probe") == order.content["probe"]
+        else None
+    )
 
 
 def _findings(answer: _Answer, order: Order, took: float) -> list[Finding]:
-    said = answer.said
-    node = f"node {said['node']}"
-    found = [
-        Finding("", "ok", f"a job began on {node} in {took:.0f} s, Python {said['python']}", None)
+    message = answer.said
+    node = f"node {message['node']}"
+    findings = [
+        Finding(
+            "", "ok", f"a job began on {node} in {took:.0f} s, Python {message['python']}", None
+        )
     ]
-    if not said["directory"]:
+    if not message["directory"]:
         words = f"{node} has not the pool's directory"
-        found.append(_fail(words, "commands start there: make it in the image, or name another"))
+        findings.append(_fail(words, "commands start there: make it in the image, or name another"))
     if order.content["folder"]:
-        found.append(Finding("", "ok", f"{node} reads and writes its folder", None))
+        findings.append(Finding("", "ok", f"{node} reads and writes its folder", None))
     if order.content["url"]:
         level = "warn" if order.content["folder"] else "fail"
-        found.append(
-            Finding("", level, f"{node} cannot report to it: {said['url']}", _REMEDY_OF_URL)
-            if said["url"]
+        findings.append(
+            Finding("", level, f"{node} cannot report to it: {message['url']}", _REMEDY_OF_URL)
+            if message["url"]
             else Finding("", "ok", f"{node} reaches {order.content['url']}", None)
         )
-    ahead = max(0.0, said["time"] - answer.heard_at) or min(0.0, said["time"] - answer.asked_at)
+    ahead = max(0.0, message["time"] - answer.heard_at) or min(
+        0.0, message["time"] - answer.asked_at
+    )
     side = "ahead of" if ahead > 0 else "behind"
     if abs(ahead) > _APART:
         words = f"the clock of {node} is {timedelta(seconds=round(abs(ahead)))} {side} ours"
         remedy = "set both by NTP; jobs begin and end all the same, times in logs are off"
-        found.append(Finding("", "warn", words, remedy))
-    return found
+        findings.append(Finding("", "warn", words, remedy))
+    return findings
 
 
 _REMEDY_OF_URL = "is 'pgcoord serve' up, and its address right (report_url) and open to nodes?"
 
 
-def _unheard(order: Order, seen: Seen | None, *, is_shared: bool) -> Finding:
+def _no_report(order: Order, job: ListedJob | None, *, is_shared: bool) -> Finding:
     """Return the finding on an ended job that has sent no message; blocks."""
-    ended = (
-        f"job {seen.job} on {seen.node or 'no node'} ended ({seen.words})" if seen else "it ended"
-    )
-    words = f"{ended} and said nothing{engine_said(order.folder) if is_shared else ''}"
+    ended = f"job {job.job} on {job.node or 'no node'} ended ({job.words})" if job else "it ended"
+    words = f"{ended} and said nothing{engine_messages(order.folder) if is_shared else ''}"
     return _fail(" ".join(words.split()), "nodes need python3 of 3.8 or newer, and its folder")
 
 

@@ -125,22 +125,23 @@ class Retrying:
         coordinator finds the same facts in the folder of the run.
         """
         backoff = Backoff()
-        noted = missed = False
+        is_noted = lacks_lock = False
         while True:
-            await self.unless_stopped(self._connected.wait())
+            if not self._connected.is_set():
+                await self.unless_stopped(self._connected.wait())
             try:
                 async with self._pool.connection() as conn:
                     result = await _closing_on_error(conn, statement)
-                    if fact and noted:
+                    if fact and is_noted:
                         await _closing_on_error(
                             conn, partial(claims.forget_unrecorded, attempt_id=fact.attempt_id)
                         )
                     return result
             except Locked as error:
-                lock = await self._find_lock(fact, far=missed)
-                missed = lock is None
+                lock = await self._find_lock(fact, far=lacks_lock)
+                lacks_lock = lock is None
                 if lock:
-                    noted = True
+                    is_noted = True
                     await self._await_lock(lock, fact)
                 else:
                     await self._pause_unless_stopping(backoff, error, fact)

@@ -10,14 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
 
 from pgcoord.configuration.cron import NeverDue, due_times, latest_due
-from pgcoord.configuration.model import Configuration, Schedule
+from pgcoord.configuration.model import Schedule
+from pgcoord.coordination.interface import Coordination
 from pgcoord.coordination.retrying import Stopped
 from pgcoord.database import due
-from pgcoord.database._sql import Connection
 from pgcoord.database.schedules import Run
 from pgcoord.errors import AnotherLeads
 
@@ -29,30 +27,10 @@ _RETRY_AFTER = 10.0
 _LOOK_AT_CLOCK = 10.0
 
 
-class _Coordinator(Protocol):
-    @property
-    def configuration(self) -> Configuration: ...
-
-    @property
-    def leads(self) -> asyncio.Event: ...
-
-    @property
-    def epoch(self) -> int: ...
-
-    @property
-    def is_stopping(self) -> bool: ...
-
-    async def execute_with_retry(
-        self, statement: Callable[[Connection], Awaitable[Any]]
-    ) -> Any: ...
-
-    async def unless_stopped(self, awaitable: Awaitable[Any]) -> Any: ...
-
-
 class Schedules:
     """The schedules of one database, while this coordinator leads."""
 
-    def __init__(self, coordinator: _Coordinator) -> None:
+    def __init__(self, coordinator: Coordination) -> None:
         self._coordinator = coordinator
         self._woken = asyncio.Event()
         self._waits = False
@@ -91,9 +69,9 @@ class Schedules:
 
     async def _wait(self, seconds: float | None) -> None:
         until = None if seconds is None else time.time() + seconds
-        while not self._woken.is_set() and (left := _left(until)) > 0:
+        while not self._woken.is_set() and (seconds_left := _left(until)) > 0:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left if until else None):
+                async with asyncio.timeout(seconds_left if until else None):
                     await self._woken.wait()
 
     async def _look(self) -> float | None:
@@ -114,13 +92,13 @@ class Schedules:
 
     async def _declare(self, epoch: int) -> None:
         self._is_declared = True  # before: it may be unset while the database is asked
-        found = self._coordinator.configuration.schedules
-        if found is None:
+        configured = self._coordinator.configuration.schedules
+        if configured is None:
             return
-        wanted = [_declared(each) for each in found.values()]
+        declared = [_declared(each) for each in configured.values()]
         try:
             refused = await self._coordinator.execute_with_retry(
-                lambda conn: due.declare_schedules(conn, epoch, wanted)
+                lambda conn: due.declare_schedules(conn, epoch, declared)
             )
         except BaseException:
             self._is_declared = False

@@ -14,19 +14,20 @@ import shlex
 import sys
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from pgcoord import judge
 from pgcoord.configuration import results
-from pgcoord.configuration.model import PASSED_ON, Check, Configuration, Workflow
-from pgcoord.coordination.launching import Command, Job, JobState, Launcher
+from pgcoord.configuration.model import PASSED_ON, Check, Workflow
+from pgcoord.coordination.interface import Coordination
+from pgcoord.coordination.launching import Command, Job, JobState
 from pgcoord.coordination.retrying import Fact
-from pgcoord.database import _sql, claims
+from pgcoord.database import _sql, claims, jobs
 from pgcoord.database.rows import TakenReport
 from pgcoord.database.work import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
@@ -65,80 +66,8 @@ class Shortage(Exception):
     """The machine lacks what a start needs; the attempt keeps its slot, and is tried again."""
 
 
-class IssueMaker(Protocol):
-    """Makes the issue of a phase before its job starts."""
-
-    async def issue_for(self, assignment: Assignment, epoch: int) -> int | None:
-        """Return the number of its issue; None if the phase starts without one.
-
-        Raises `NotNow` when the phase has to wait for its issue, `CannotStart` when it fails.
-        """
-        ...
-
-
-class Coordination(Protocol):
-    """The part of a coordinator that supervision uses."""
-
-    host: str
-    leads: asyncio.Event
-    configuration: Configuration
-    launcher: Launcher
-    environment: Mapping[str, str]
-    report_url: str | None
-
-    @property
-    def supervised_folders(self) -> frozenset[str]:
-        """The folders of the attempts that this coordinator supervises."""
-        ...
-
-    def create_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run *coroutine* beside the loop; it has to end when the coordinator is stopped."""
-        ...
-
-    @property
-    def issues(self) -> IssueMaker | None:
-        """The maker of issues; None if GitHub is not configured."""
-        ...
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether the coordinator is being stopped, so that nothing new may begin."""
-        ...
-
-    def page_of(self, queue_id: str) -> str | None:
-        """The public address of a phase's page; None without a configured public_url."""
-        ...
-
-    async def execute_with_retry(
-        self,
-        statement: Callable[[_sql.Connection], Awaitable[Result]],
-        fact: Fact | None = None,
-    ) -> Result:
-        """Run *statement*, retrying with back-off while the connection is lost.
-
-        *statement* must be idempotent. While a lock prevents the record of *fact*, the panel shows
-        that. Raises `Stopped` when the coordinator is stopped first.
-        """
-        ...
-
-    async def record(self, end: claims.End, fact: Fact) -> dict[str, Any] | None:
-        """Record *end*, and claim what follows in the same transaction if this coordinator leads.
-
-        Return what pgcoord_private.record_end returns. Retries as `execute_with_retry` does.
-        """
-        ...
-
-    async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
-        """Await *awaitable*; return None when the coordinator is stopped first."""
-        ...
-
-    def note_recorded(self) -> None:
-        """Wake the coordinator, which on shutdown waits until each start is recorded."""
-        ...
-
-
 @dataclass(frozen=True)
-class _Gone:
+class _End:
     """The end of a job; `exit_status` is None if it left none."""
 
     exit_status: int | None
@@ -171,8 +100,8 @@ class Supervision:
         self._check: Check | None = None
         self._results: dict[str, str] = {}
         # What the work is, whatever a further attempt at it is asked.
-        asked = f"{assignment.workflow}\0{assignment.prompt or ''}"
-        self._work = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
+        digested = f"{assignment.workflow}\0{assignment.prompt or ''}"
+        self._work = hashlib.sha256(digested.encode("utf-8", "surrogatepass")).hexdigest()
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     def log_end(self, move: Move | None, reason: str) -> None:
@@ -199,8 +128,11 @@ class Supervision:
         except (CannotStart, InvalidConfiguration, OSError) as error:
             lack = error if isinstance(error, OSError) else error.__cause__
             if isinstance(lack, OSError) and lack.errno in _SHORTAGES:
-                words = lack.strerror or str(lack)
-                raise Shortage(f"it cannot be started now: {words.lower()}") from error
+                words = (lack.strerror or str(lack)).lower()
+                await self._coordinator.execute_with_retry(
+                    lambda conn: jobs.note_job(conn, self.assignment.attempt_id, None, words)
+                )
+                raise Shortage(f"it cannot be started now: {words}") from error
             if await self.job.give_up():
                 logger.warning("%s could not be started: %s", self.assignment, error)
                 await self._give_up("failed", str(error))
@@ -291,19 +223,17 @@ class Supervision:
     async def _prepare_judgement(self, workflow: Workflow, prompt: str) -> str:
         """Find the check of the phase; return the prompt, after a failure the one for that."""
         checks = self._coordinator.configuration.checks
-        asks_again = workflow.retry_prompt is not None and self.assignment.attempt > 1
         self._check = workflow.check
-        if not (checks or asks_again):
+        if not (checks or workflow.asks_again(self.assignment.attempt)):
             return prompt
-        not_run = worktree.NOT_RUN if workflow.worktree else None
-        name, error = await self._coordinator.execute_with_retry(
-            lambda conn: claims.judgement(conn, self.assignment, not_run)
+        name, prompt = await self._coordinator.execute_with_retry(
+            lambda conn: judgement_of(conn, self.assignment, workflow, prompt)
         )
         if name is not None:
             if name not in checks:
                 raise InvalidConfiguration(f"check {name} is not declared")
             self._check = checks[name]
-        return workflow.prompt_after(error, prompt) if asks_again and error else prompt
+        return prompt
 
     async def _launch(self) -> None:
         if _now() - self.lead_checked_at > _TRUSTED_FOR:
@@ -344,8 +274,10 @@ class Supervision:
             "work": self._work,
             "push": workflow.worktree.push,
         }
-        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        return [*program_of(worktree.__file__, travels=travels), *given, "--", *arguments]
+        options_given = [
+            f"--{name}={value}" for name, value in options.items() if value is not None
+        ]
+        return [*program_of(worktree.__file__, travels=travels), *options_given, "--", *arguments]
 
     def _resolver_of(self, workflow: Workflow) -> Workflow | None:
         """Return the workflow that has a try at the conflicts of *workflow*."""
@@ -364,25 +296,24 @@ class Supervision:
         """Wait until the job is gone, ending it if necessary, and record its end."""
         self.recorded = True
         self._coordinator.note_recorded()
-        gone = await self._coordinator.unless_stopped(self._wait_until_gone())
-        if gone is None:
+        end = await self._coordinator.unless_stopped(self._wait_until_gone())
+        if end is None:
             logger.info("%s is left running, %s", self.assignment, self.job.identity)
             return
         self.process_gone = True
-        left = await self._end_left_behind()
+        left_behind = await self._end_left_behind()
         result = await self._read_result()
         if fault := await self._take_spooled_report(result):
             result = {**result, "result_fault": fault}
-        if gone.exit_status is None and not self.is_ending:
+        if end.exit_status is None and not self.is_ending:
             await self._give_up("lost", "its process is gone and left no exit status")
             return
-        status = KILLED if gone.exit_status is None else gone.exit_status
+        status = KILLED if end.exit_status is None else end.exit_status
         tail = await self.job.log_tail() if status else ""
         exited_at = await self.job.exited_at()
-        ago = None if exited_at is None else max(0.0, time.time() - exited_at)
         await self._conclude(
             f"exited with status {status}",
-            claims.exited(self.assignment, status, tail, ", ".join(left), result, ago),
+            claims.exited(self.assignment, status, tail, ", ".join(left_behind), result, exited_at),
         )
 
     async def _read_result(self) -> claims.Result:
@@ -402,13 +333,13 @@ class Supervision:
         assignment = self.assignment
         refused: CoordError | None = None
         try:
-            kept = await self.job.spooled_report(assignment.secret)
-            if kept is None or (self._keeps_work and kept.report["status"] == "completed"):
+            spooled = await self.job.spooled_report(assignment.secret)
+            if spooled is None or (self._keeps_work and spooled.report["status"] == "completed"):
                 return None
             answer = await self._coordinator.record(
                 claims.reported(
-                    kept.report,
-                    message_id=kept.message_id,
+                    spooled.report,
+                    message_id=spooled.message_id,
                     actor=f"{assignment.adw_id} (spooled report)",
                     adw_id=assignment.adw_id,
                     attempt_id=assignment.attempt_id,
@@ -430,10 +361,10 @@ class Supervision:
         return None
 
     async def _end_left_behind(self) -> Sequence[str]:
-        left = await self.job.end_left_behind(GRACE)
-        for process in left:
+        processes = await self.job.end_left_behind(GRACE)
+        for process in processes:
             logger.warning("%s left behind %s", self.assignment, process)
-        return left
+        return processes
 
     async def _give_up(self, outcome: str, error: str) -> None:
         await self._conclude(error, claims.given_up(self.assignment, outcome, error))
@@ -443,7 +374,7 @@ class Supervision:
         move = await self._coordinator.record(end, Fact(self.assignment, reason))
         self.log_end(Move(**move) if move else None, reason)
 
-    async def _wait_until_gone(self) -> _Gone:
+    async def _wait_until_gone(self) -> _End:
         """Wait until the job is gone, and end it when `update` says so."""
         async with asyncio.TaskGroup() as tasks:
             ender = tasks.create_task(self._end_in_time())
@@ -452,7 +383,7 @@ class Supervision:
             watcher.cancel()
             if not self.is_ending:
                 ender.cancel()
-        return _Gone(exit_status)
+        return _End(exit_status)
 
     async def _watch_output(self) -> None:
         """Record when the job is quiet for longer than its workflow says, and when it is not."""
@@ -462,11 +393,11 @@ class Supervision:
         limit = workflow.quiet.total_seconds()
         began = time.time()
         # Of an attempt that was taken over, another coordinator may have recorded that.
-        noted = None if self.assignment.started else False
+        noted_quiet = None if self.assignment.started else False
         while True:
             silence = max(0.0, time.time() - (await self.job.last_written() or began))
             is_quiet = silence >= limit
-            if is_quiet is not noted:
+            if is_quiet is not noted_quiet:
                 await self._coordinator.execute_with_retry(
                     partial(
                         claims.note_quiet,
@@ -475,7 +406,7 @@ class Supervision:
                         ends=workflow.quiet_ends,
                     )
                 )
-                noted = is_quiet
+                noted_quiet = is_quiet
             await asyncio.sleep(min(limit, _RECHECK) if is_quiet else limit - silence)
 
     async def _end_in_time(self) -> None:
@@ -503,14 +434,14 @@ class Supervision:
 
     def _set_by_phase(self, workflow: Workflow) -> dict[str, str]:
         """Return the variables that the phase sets: whoever may insert it may not set any."""
-        given = self.assignment.environment or {}
-        for name in given:
+        variables = self.assignment.environment or {}
+        for name in variables:
             if not workflow.lets_phases_set(name):
                 raise InvalidConfiguration(
                     f"the phase sets {name}, which workflow {workflow.name} does not let phases set"
                     f" (phase_environment)"
                 )
-        return given
+        return variables
 
     def _environment_of(self, workflow: Workflow) -> dict[str, str]:
         assignment, environment = self.assignment, self._coordinator.environment
@@ -539,6 +470,20 @@ class Supervision:
             "PGCOORD_ISSUE_NUMBER": str(assignment.issue_number or ""),
             "PGCOORD_WEBHOOK_SECRET": assignment.secret,
         }
+
+
+async def judgement_of(
+    conn: _sql.Connection, attempt: Assignment, workflow: Workflow, prompt: str
+) -> tuple[str | None, str]:
+    """Return the check that the phase names, and the prompt of *attempt*.
+
+    After a failed attempt that is what `retry_prompt` makes of *prompt*.
+    """
+    not_run = worktree.NOT_RUN if workflow.worktree else None
+    name, error = await claims.judgement(conn, attempt, not_run)
+    if error and workflow.asks_again(attempt.attempt):
+        prompt = workflow.prompt_after(error, prompt)
+    return name, prompt
 
 
 def log_move(assignment: Assignment, was: str, now: str, reason: str) -> None:

@@ -60,10 +60,10 @@ async def perform(
     }
     what = "status from " if action.returns == "status" else ""
     call = action.statement(*("%s" for _ in action.arguments))
-    done: str | int | None = await fetch_value(
+    result: str | int | None = await fetch_value(
         conn, f"select {what}{call}", *(values[each] for each in action.arguments)
     )
-    return None if action.returns == "nothing" else done
+    return None if action.returns == "nothing" else result
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ async def take_report(
     *adw_id*: the attempt whose secret signed the report; None for an unsigned one. A *message_id*
     that was delivered before changes nothing. SQL: pgcoord_private.take_report.
     """
-    taken = await fetch_row(
+    row = await fetch_row(
         conn,
         TakenReport,
         f"select {columns_of(TakenReport)} from pgcoord_private.take_report(%s, %s, %s, %s)",
@@ -201,8 +201,8 @@ async def take_report(
         actor,
         adw_id,
     )
-    assert taken is not None
-    return taken
+    assert row is not None
+    return row
 
 
 async def store_feature(conn: Connection, feature: Mapping[str, object]) -> int:

@@ -4,6 +4,7 @@ The one rule: one Python function for each SQL function or view; the SQL decides
 `psycopg.OperationalError` when the connection is lost.
 """
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -57,7 +58,7 @@ async def lead(
 
     Waits up to 2 s. A new lead has an epoch higher than *after*. SQL: pgcoord_private.lead.
     """
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         Lead,
         f"select {columns_of(Lead)} from pgcoord_private.lead(%s, %s, %s, %s, %s, %s, %s)",
@@ -69,8 +70,8 @@ async def lead(
         after,
         Jsonb(list(pools)),
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def resign(conn: Connection) -> None:
@@ -93,11 +94,11 @@ async def renew_lease(conn: Connection, host: str) -> None:
 
 async def server_timeline(conn: Connection) -> ServerTimeline:
     """Return the system identifier and the WAL timeline of the server. SQL: lineage."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn, ServerTimeline, "select system, timeline from pgcoord_private.lineage()"
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def runs_folder(conn: Connection, host: str) -> str | None:
@@ -156,12 +157,12 @@ async def pools(conn: Connection) -> list[DeclaredPool]:
 
 async def moved_attempts(conn: Connection) -> set[int]:
     """Return the open attempts whose job another launcher has than their pool names by now."""
-    found = await fetch_value(
+    value = await fetch_value(
         conn,
         "select array_agg(a.id) from pgcoord.attempt as a join pgcoord.pool as o on o.name = a.pool"
         " where a.exited_at is null and a.submitted_to <> o.launcher",
     )
-    return set(found or ())
+    return set(value or ())
 
 
 async def open_attempts(conn: Connection, host: str, *, engines: bool) -> list[OpenAttempt]:
@@ -195,13 +196,13 @@ async def inputs(conn: Connection, attempt: Assignment) -> dict[str, dict[str, A
 
     SQL: pgcoord_private.inputs_of.
     """
-    found: dict[str, dict[str, Any]] = await fetch_value(
+    value: dict[str, dict[str, Any]] = await fetch_value(
         conn,
         "select pgcoord_private.inputs_of(%s, %s)",
         attempt.feature_id,
         attempt.phase_number,
     )
-    return found
+    return value
 
 
 async def last_move(conn: Connection, attempt: Assignment) -> Move | None:
@@ -271,11 +272,11 @@ def exited(
     log_tail: str,
     left_behind: str,
     result: Result,
-    exited_seconds_ago: float | None = None,
+    exited_at: float | None = None,
 ) -> End:
     """The process of an attempt exited; *left_behind* names the processes that outlived it.
 
-    *result*: its result file. *exited_seconds_ago*: None where that is not known.
+    *result*: its result file. *exited_at*: by `time.time`; None where that is not known.
 
     SQL: pgcoord_private.end_attempt.
     """
@@ -285,7 +286,7 @@ def exited(
         "exit_code": exit_code,
         "log_tail": log_tail,
         "left_behind": left_behind,
-        "exited_seconds_ago": exited_seconds_ago,
+        "exited_at": exited_at,
         **result,
     }
 
@@ -389,7 +390,20 @@ async def record_end(conn: Connection, end: End) -> Recorded:
 
     SQL: pgcoord_private.record_end.
     """
-    return Recorded(await fetch_value(conn, "select pgcoord_private.record_end(%s)", Jsonb(end)))
+    return Recorded(
+        await fetch_value(conn, "select pgcoord_private.record_end(%s)", Jsonb(_as_of_now(end)))
+    )
+
+
+def _as_of_now(end: End) -> End:
+    """Return *end* as it is sent: the time of the exit becomes the seconds since then.
+
+    The database has another clock, and the end may have waited for it.
+    """
+    exited_at = end.get("exited_at")
+    if not isinstance(exited_at, float):
+        return end
+    return {**end, "exited_seconds_ago": max(0.0, time.time() - exited_at)}
 
 
 async def record_and_claim(conn: Connection, epoch: int, ends: Sequence[End]) -> Claimed:
@@ -400,7 +414,7 @@ async def record_and_claim(conn: Connection, epoch: int, ends: Sequence[End]) ->
     """
     with refusals():
         cursor = await conn.cursor(row_factory=tuple_row).execute(
-            _RECORD_AND_CLAIM, (epoch, Jsonb(list(ends)))
+            _RECORD_AND_CLAIM, (epoch, Jsonb([_as_of_now(end) for end in ends]))
         )
         rows = await cursor.fetchall()
     answers = [Recorded(row[2]) if row[1] else None for row in rows if row[0]]
@@ -438,7 +452,7 @@ async def look_round(
     locks to leave out, since the coordinator waits for them already. SQL:
     pgcoord_private.look_round.
     """
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         NextWork,
         f"select {columns_of(NextWork)} from pgcoord_private.look_round(%s, %s, %s)",
@@ -446,8 +460,8 @@ async def look_round(
         list(attempts),
         list(awaited),
     )
-    assert found is not None
-    return replace(found, changed=[OpenAttempt(**each) for each in found.changed])  # type: ignore[arg-type]
+    assert row is not None
+    return replace(row, changed=[OpenAttempt(**each) for each in row.changed])  # type: ignore[arg-type]
 
 
 async def gone_attempts(conn: Connection, attempt_ids: Collection[int]) -> frozenset[int]:

@@ -51,26 +51,26 @@ async def schedules_to_do(conn: Connection) -> list[ToDo]:
 
 async def rest(conn: Connection) -> Rest:
     """Return for how long there is nothing to do. SQL: pgcoord_private.schedules_rest."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn, Rest, f"select {columns_of(Rest)} from pgcoord_private.schedules_rest()"
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def declare_schedules(
-    conn: Connection, epoch: int, wanted: list[dict[str, object]]
+    conn: Connection, epoch: int, declared: list[dict[str, object]]
 ) -> list[Undeclared]:
     """Store the schedules of the configuration, remove those that it has no more.
 
-    *wanted*: each with name, cron, timezone (None: that of the session), overlap, missed, feature.
+    *declared*: each with name, cron, timezone (None: the session's), overlap, missed, feature.
     Return those that were refused. Raises `AnotherLeads`. SQL: pgcoord_private.declare_schedules.
     """
     return await fetch_rows(
         conn,
         Undeclared,
         f"select {columns_of(Undeclared)} from pgcoord_private.declare_schedules(%s, %s)",
-        *(epoch, Jsonb(wanted)),
+        *(epoch, Jsonb(declared)),
     )
 
 

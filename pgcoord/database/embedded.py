@@ -104,8 +104,8 @@ def _complete(directory: Path) -> bool:
 
 def _version(directory: Path) -> int:
     command = [str(directory / "postgres"), "--version"]
-    said = _output_of(*command)
-    number = re.search(r"\(PostgreSQL\) (\d+)", said)
+    output = _output_of(*command)
+    number = re.search(r"\(PostgreSQL\) (\d+)", output)
     return int(number[1]) if number else 0
 
 
@@ -219,7 +219,7 @@ class EmbeddedPostgres:
     def _call(self, program: str, *arguments: str | Path) -> None:
         """Run a client of Postgres on the database; raise `CannotStart` with what it says."""
         environment = {key: value for key, value in os.environ.items() if key[:2] != "PG"}
-        done = subprocess.run(
+        completed = subprocess.run(
             [self.binaries.directory / program, f"--dbname={self.dsn}", *arguments],
             env=environment | {"LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
@@ -229,17 +229,17 @@ class EmbeddedPostgres:
             errors="replace",
             check=False,
         )
-        if done.returncode != 0:
-            lines = "\n".join(done.stdout.strip().splitlines()[-4:])
+        if completed.returncode != 0:
+            lines = "\n".join(completed.stdout.strip().splitlines()[-4:])
             raise CannotStart(f"{program} did not succeed:\n{lines}")
 
     def _shut_down(self) -> None:
         place = self.server.socket
         arguments = ("-D", "data", "-m", "fast", "-w", "-t", str(TIMEOUT), "stop")
-        done = self._run(self._identity(), "pg_ctl", *arguments)
-        if done.returncode != 0 and self._occupied():
-            said = done.stdout.strip()
-            raise DatabaseUnusable(f"the server in {self._folder} does not stop: {said}")
+        completed = self._run(self._identity(), "pg_ctl", *arguments)
+        if completed.returncode != 0 and self._occupied():
+            output = completed.stdout.strip()
+            raise DatabaseUnusable(f"the server in {self._folder} does not stop: {output}")
         if place.name == self._name:  # ours alone, in a folder for everybody's temporary files
             with suppress(OSError):
                 place.rmdir()
@@ -299,9 +299,9 @@ class EmbeddedPostgres:
         arguments = ["-D", new.name, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C"]
         if self.binaries.version >= 17:  # the first with a C.UTF-8 that no system has to bring
             arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        done = self._run(identity, "initdb", *arguments, keep=(lock,))
-        if done.returncode != 0:
-            raise self._failure("cannot be made", done.stdout)
+        completed = self._run(identity, "initdb", *arguments, keep=(lock,))
+        if completed.returncode != 0:
+            raise self._failure("cannot be made", completed.stdout)
         with (new / "postgresql.conf").open("a", encoding="utf-8") as file:
             file.write(CONFIGURATION)
         new.rename(self._data)
@@ -326,11 +326,11 @@ class EmbeddedPostgres:
                     return
             elif self._run(identity, "pg_ctl", *self._start_arguments()).returncode == 0:
                 return
-            said = self._log_since(start_of_log)
+            output = self._log_since(start_of_log)
             # Backends that outlive a killed server go when they notice, or when their query ends.
-            orphans = "pre-existing shared memory block" in said
+            orphans = "pre-existing shared memory block" in output
             if not (orphans or self._occupied()) or time.monotonic() > deadline:
-                raise self._failure("does not start", said)
+                raise self._failure("does not start", output)
             time.sleep(PAUSE)
 
     def _start_arguments(self) -> tuple[str, ...]:
@@ -417,9 +417,9 @@ class EmbeddedPostgres:
             file.seek(start)
             return file.read().decode(errors="replace")
 
-    def _failure(self, what: str, said: str) -> CannotStart:
-        """Return an error with the last lines of *said*, a program's output or the log."""
-        lines = "\n".join(said.strip().splitlines()[-8:])
+    def _failure(self, what: str, output: str) -> CannotStart:
+        """Return an error with the last lines of *output*, a program's output or the log."""
+        lines = "\n".join(output.strip().splitlines()[-8:])
         return CannotStart(
             f"the embedded Postgres in {self._folder} {what}:\n{lines}",
             hint=f"the server's log is {self._log}",
@@ -447,8 +447,8 @@ def _namespace() -> tuple[str, ...]:
     if user is None or shutil.which("unshare") is None:
         return ()
     prefix = ("unshare", "--user", f"--map-user={user}", f"--map-group={user}", "--")
-    tried = subprocess.run([*prefix, "true"], capture_output=True, check=False)
-    return prefix if tried.returncode == 0 else ()
+    completed = subprocess.run([*prefix, "true"], capture_output=True, check=False)
+    return prefix if completed.returncode == 0 else ()
 
 
 def _make_folder(folder: Path, identity: _Identity) -> bool:
@@ -464,12 +464,12 @@ def _make_folder(folder: Path, identity: _Identity) -> bool:
 
 def _check_owner(folder: Path, identity: _Identity) -> None:
     """Make *folder* private. Refuse that of another user, who could impersonate the server."""
-    found = folder.lstat()
+    status = folder.lstat()
     owner = os.geteuid() if identity.user is None else identity.user
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner:
         raise CannotStart(
-            f"{folder} is not a folder of user {owner}: user {found.st_uid} made it",
-            hint=f"work as user {found.st_uid}, or in another folder, or give --dsn",
+            f"{folder} is not a folder of user {owner}: user {status.st_uid} made it",
+            hint=f"work as user {status.st_uid}, or in another folder, or give --dsn",
         )
     folder.chmod(0o700)
 
@@ -535,7 +535,7 @@ def _command(pid: int) -> str:
 
 
 def _output_of(*command: str) -> str:
-    done = subprocess.run(
+    completed = subprocess.run(
         command, capture_output=True, encoding="utf-8", errors="replace", check=False
     )
-    return done.stdout
+    return completed.stdout

@@ -99,11 +99,11 @@ async def event_writers(conn: Connection) -> frozenset[str]:
 
 async def measures(conn: Connection) -> Measures:
     """Return the gauges of /metrics. Counts all phases: the time grows with their number."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn, Measures, f"select {columns_of(Measures)} from pgcoord_private.measures()"
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def ended_attempts(conn: Connection, events: Collection[int]) -> list[EndedAttempt]:

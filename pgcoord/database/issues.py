@@ -16,10 +16,10 @@ from pgcoord.database.work import GitHubTask, Hold, Intent
 
 async def issue_facts(conn: Connection, queue_id: str, repository: str) -> dict[str, Any]:
     """Return the facts for the text of a phase's issue. SQL: pgcoord_private.issue_facts."""
-    found: dict[str, Any] = await fetch_value(
+    value: dict[str, Any] = await fetch_value(
         conn, "select pgcoord_private.issue_facts(%s, %s)", queue_id, repository
     )
-    return found
+    return value
 
 
 async def intend_issue(
@@ -30,7 +30,7 @@ async def intend_issue(
     *looked*: a search for the issue found nothing. Raises `AnotherLeads` when the lead *epoch* is
     over, `StaleAttempt` when the attempt was given up. SQL: pgcoord_private.intend_issue.
     """
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         Intent,
         f"select {columns_of(Intent)} from pgcoord_private.intend_issue(%s, %s, %s, %s)",
@@ -39,14 +39,16 @@ async def intend_issue(
         repository,
         looked,
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
-async def store_issue(conn: Connection, key: UUID, number: int, author: str, *, made: bool) -> None:
-    """Store the number of the issue with the marker *key*, created just now (*made*) or found."""
+async def store_issue(
+    conn: Connection, key: UUID, number: int, author: str, *, created: bool
+) -> None:
+    """Store the number of the issue with the marker *key*, *created* just now or found."""
     await fetch_value(
-        conn, "select pgcoord_private.store_issue(%s, %s, %s, %s)", key, number, author, made
+        conn, "select pgcoord_private.store_issue(%s, %s, %s, %s)", key, number, author, created
     )
 
 
@@ -68,7 +70,7 @@ async def hold_issues(
     After *optional_after*, phases start without an issue (None: never).
     SQL: pgcoord_private.hold_issues.
     """
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         Hold,
         f"select {columns_of(Hold)} from pgcoord_private.hold_issues(%s, %s, %s, %s)",
@@ -77,8 +79,8 @@ async def hold_issues(
         reason,
         optional_after,
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def release_issues(conn: Connection) -> None:
@@ -88,25 +90,25 @@ async def release_issues(conn: Connection) -> None:
 
 async def begin_github_task(conn: Connection, repository: str) -> GitHubTask:
     """Begin the next due GitHub task; if there is none, its id is None. SQL: begin_errand."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         GitHubTask,
         f"select {columns_of(GitHubTask)} from pgcoord_private.begin_errand(%s)",
         repository,
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def finish_github_task(
-    conn: Connection, task_id: int, done: str | None, error: str | None
+    conn: Connection, task_id: int, result: str | None, error: str | None
 ) -> None:
-    """Record that a GitHub task is done (*done*: the steps), or given up (*error*: the reason).
+    """Record that a GitHub task is done (*result*: the steps), or given up (*error*: the reason).
 
     SQL: pgcoord_private.finish_errand.
     """
     await fetch_value(
-        conn, "select pgcoord_private.finish_errand(%s, %s, %s)", task_id, done, error
+        conn, "select pgcoord_private.finish_errand(%s, %s, %s)", task_id, result, error
     )
 
 

@@ -41,7 +41,7 @@ async def note_job(
 ) -> None:
     """Record the engine's id of a job (None: as before), and why it waits, in the engine's words.
 
-    SQL: pgcoord_private.note_job.
+    Of a local process: what the machine lacks to start it. SQL: pgcoord_private.note_job.
     """
     await fetch_value(
         conn, "select pgcoord_private.note_job(%s, %s, %s)", attempt_id, job, waits_for
@@ -82,10 +82,10 @@ async def note_refused_begin(conn: Connection, attempt_id: int, reason: str) -> 
     await fetch_value(conn, "select pgcoord_private.note_refused_begin(%s, %s)", attempt_id, reason)
 
 
-def job_exited(attempt_id: int, said: Mapping[str, object]) -> End:
+def job_exited(attempt_id: int, message: Mapping[str, object]) -> End:
     """A copy of a job said how its command ended; SQL answers with the members of `JobAnswer`.
 
-    *said*: copy, exit_code, log_tail, left_behind, result, result_fault.
+    *message*: copy, exit_code, log_tail, left_behind, result, result_fault.
     SQL: pgcoord_private.exit_job.
     """
-    return {**said, "kind": "job_exited", "attempt_id": attempt_id}
+    return {**message, "kind": "job_exited", "attempt_id": attempt_id}

@@ -37,7 +37,8 @@ UNBALANCED = (
     " the server itself"
 )
 _SINGLE = (
-    "That may be PGlite, or a tunnel for one client. pgcoord needs up to ten connections, each with"
+    "That may be PGlite, a tunnel for one client, or a pooler with a pool of one (PgBouncer's"
+    " default_pool_size). pgcoord needs up to ten connections, each with"
     " a session of its own: give it a PostgreSQL server."
 )
 
@@ -72,14 +73,14 @@ class Listener:
     def take_changed(self) -> set[int]:
         """Return the ids of the attempts that changed since the last call, by notifications."""
         self._drain()
-        taken, self._changed = self._changed, set()
-        return taken
+        changed, self._changed = self._changed, set()
+        return changed
 
     def take_changed_schedules(self) -> bool:
         """Return whether a schedule was changed since the last call, by notifications."""
         self._drain()
-        taken, self._schedules_changed = self._schedules_changed, False
-        return taken
+        changed, self._schedules_changed = self._schedules_changed, False
+        return changed
 
     async def wait(self, seconds: float | None) -> bool:
         """Wait for a notification, for `wake`, or *seconds* (None: without limit).
@@ -92,12 +93,14 @@ class Listener:
         deadline = None if seconds is None else self._idle_since + seconds
         self._drain()
         while not self._woken.is_set():
-            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-            if left is not None and left <= 0:
+            remaining = None if deadline is None else deadline - asyncio.get_running_loop().time()
+            if remaining is not None and remaining <= 0:
                 return False
-            if await self._notified(PING_EVERY if left is None else min(left, PING_EVERY)):
+            if await self._notified(
+                PING_EVERY if remaining is None else min(remaining, PING_EVERY)
+            ):
                 break
-            if left is None or left > PING_EVERY:
+            if remaining is None or remaining > PING_EVERY:
                 await session.ping(self.conn)
                 self._idle_since = asyncio.get_running_loop().time()
         self._woken.clear()
@@ -133,10 +136,12 @@ class Listener:
     def _drain(self) -> None:
         """Empty libpq's buffer of notifications, which psycopg does at the next statement only."""
         encoding = self.conn.info.encoding
-        while found := self.conn.pgconn.notifies():
+        while notification := self.conn.pgconn.notifies():
             self._hear(
                 psycopg.Notify(
-                    found.relname.decode(encoding), found.extra.decode(encoding), found.be_pid
+                    notification.relname.decode(encoding),
+                    notification.extra.decode(encoding),
+                    notification.be_pid,
                 )
             )
 

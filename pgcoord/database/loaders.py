@@ -16,9 +16,9 @@ from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import set_json_loads
 
 # Python parses and writes nearly a thousand levels, fewer in a deep stack. JSON that may have more
-# than this is cut to `_KEPT` levels.
+# than this is cut to `_MOST_LEVELS` levels.
 _SURE = 500
-_KEPT = 100
+_MOST_LEVELS = 100
 
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
@@ -50,7 +50,7 @@ def load_json(data: str | bytes) -> Any:
     """Parse JSON; what lies too deep becomes null, a number too large the largest of a double."""
     text = data.encode() if isinstance(data, str) else data
     if text.count(b"[") + text.count(b"{") > _SURE:
-        text = _cut_below(text, _KEPT)
+        text = _cut_below(text, _MOST_LEVELS)
     try:
         return json.loads(text, parse_float=_float)
     except ValueError:  # an integer of more digits than Python converts
@@ -70,15 +70,15 @@ def _integer(digits: str) -> int | float:
 
 def _cut_below(text: bytes, levels: int) -> bytes:
     """The JSON with null in place of each array and object within `levels` others."""
-    kept: list[bytes] = []
+    pieces: list[bytes] = []
     depth = begin = 0
     for token in _TOKEN.finditer(text):
         if token[0] in (b"[", b"{"):
             if depth == levels:
-                kept += [text[begin : token.start()], b"null"]
+                pieces += [text[begin : token.start()], b"null"]
             depth += 1
         elif token[0] in (b"]", b"}"):
             depth -= 1
             if depth == levels:
                 begin = token.end()
-    return b"".join([*kept, text[begin:]])
+    return b"".join([*pieces, text[begin:]])

@@ -47,14 +47,14 @@ async def begin_notice(conn: Connection, target: str) -> Notice:
 
     SQL: pgcoord_private.begin_notice.
     """
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         Notice,
         f"select {columns_of(Notice)} from pgcoord_private.begin_notice(%s)",
         target,
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def end_notice(conn: Connection, notice_id: int) -> None:

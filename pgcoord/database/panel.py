@@ -317,7 +317,7 @@ class Change:
 
 async def installation(conn: Connection) -> Installation:
     """Return the state of the whole installation."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         Installation,
         "select c.paused_at, c.paused_reason, case when c.paused_at is not null then ("
@@ -330,8 +330,8 @@ async def installation(conn: Connection) -> Installation:
         " (select count(*)::integer from pgcoord.slot where not draining) as limit"
         " from pgcoord.control as c",
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def held_slots(conn: Connection) -> list[HeldSlot]:
@@ -377,9 +377,9 @@ async def line(conn: Connection, limit: int, feature_id: int | None = None) -> l
 
 async def backlog(conn: Connection) -> Backlog:
     """Return the numbers of waiting phases. SQL: view pgcoord.backlog."""
-    found = await fetch_row(conn, Backlog, f"select {columns_of(Backlog)} from pgcoord.backlog")
-    assert found is not None
-    return found
+    row = await fetch_row(conn, Backlog, f"select {columns_of(Backlog)} from pgcoord.backlog")
+    assert row is not None
+    return row
 
 
 async def attention(conn: Connection, feature_id: int | None = None) -> list[Attention]:
@@ -411,17 +411,17 @@ async def feature_rows(
 
 async def feature_row(conn: Connection, feature_id: int) -> FeatureRow:
     """Return one feature. Raises `NotFound`."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         FeatureRow,
         f"select {columns_of(FeatureRow)} from pgcoord_private.feature_rows(array[%s])",
         feature_id,
     )
-    if found is None:
+    if row is None:
         raise NotFound(
             f"there is no feature {feature_id}", hint="The overview shows those that exist."
         )
-    return found
+    return row
 
 
 async def costs(conn: Connection, feature_id: int) -> Costs:
@@ -437,14 +437,14 @@ async def costs(conn: Connection, feature_id: int) -> Costs:
 
 async def described(conn: Connection, feature_id: int) -> Described:
     """Return the description and the plan of a feature."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         Described,
         "select description, coalesce(plan, '[]') as plan, origin_id"
         " from public.planned_features where id = %s",
         feature_id,
     )
-    return found or Described(None, [], None)
+    return row or Described(None, [], None)
 
 
 async def finishes(conn: Connection, feature_ids: list[int]) -> dict[int | None, Finish]:
@@ -509,7 +509,7 @@ async def spans(conn: Connection, feature_id: int) -> list[Span]:
 
 async def phase(conn: Connection, queue_id: str) -> Phase:
     """Return one phase. Raises `NotFound`."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         Phase,
         "select p.queue_id, p.feature_id, f.title as feature, (select count(*) from"
@@ -537,9 +537,9 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
         " where p.queue_id = %s",
         queue_id,
     )
-    if found is None:
+    if row is None:
         raise NotFound(f"there is no phase {queue_id}", hint=NO_SUCH_PHASE)
-    return found
+    return row
 
 
 @dataclass(frozen=True)
@@ -563,7 +563,7 @@ class EditablePhase:
 
 async def editable_phase(conn: Connection, queue_id: str) -> EditablePhase:
     """Return what people word of a phase. Raises `NotFound`."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         EditablePhase,
         "select p.queue_id, p.feature_id, f.title as feature, p.phase_number,"
@@ -574,9 +574,9 @@ async def editable_phase(conn: Connection, queue_id: str) -> EditablePhase:
         " join public.planned_features as f on f.id = p.feature_id where p.queue_id = %s",
         queue_id,
     )
-    if found is None:
+    if row is None:
         raise NotFound(f"there is no phase {queue_id}", hint=NO_SUCH_PHASE)
-    return found
+    return row
 
 
 async def may_delete(conn: Connection) -> bool:
@@ -631,7 +631,7 @@ async def neighbours(
     conn: Connection, feature_id: int, phase_number: int
 ) -> tuple[list[Neighbour], list[Neighbour]]:
     """Return (prerequisites, dependents) of a phase."""
-    found = [
+    rows = [
         await fetch_rows(
             conn,
             Neighbour,
@@ -647,7 +647,7 @@ async def neighbours(
         )
         for there, here in (("prerequisite", "dependent"), ("dependent", "prerequisite"))
     ]
-    return found[0], found[1]
+    return rows[0], rows[1]
 
 
 async def history(
@@ -680,14 +680,14 @@ async def history(
         ),
         ("id > %s", [after]),
     )
-    given = [(condition, values) for condition, values in conditions if values[0] is not None]
-    where = " and ".join(condition for condition, _ in given) or "true"
+    applied = [(condition, values) for condition, values in conditions if values[0] is not None]
+    where = " and ".join(condition for condition, _ in applied) or "true"
     return await fetch_rows(
         conn,
         HistoryEvent,
         f"select {columns_of(HistoryEvent)} from pgcoord.history where {where}"
         " order by id desc limit %s",
-        *(value for _, values in given for value in values),
+        *(value for _, values in applied for value in values),
         limit,
     )
 
@@ -708,9 +708,9 @@ class Since:
 _MOST_COUNTED = 100_000
 
 
-async def since(conn: Connection, seen: int | None) -> Since:
-    """Count the events after the one with the id *seen*, 100,000 at most; None: count nothing."""
-    found = await fetch_row(
+async def since(conn: Connection, event_id: int | None) -> Since:
+    """Count the events after the one with id *event_id*, at most 100,000; None: count nothing."""
+    row = await fetch_row(
         conn,
         Since,
         "with latest as (select coalesce(max(id), 0) as id from pgcoord.event),"
@@ -724,12 +724,12 @@ async def since(conn: Connection, seen: int | None) -> Since:
         " count(*) filter (where kind = 'gate_asked') as gates,"
         " count(*) filter (where to_status not in ('failed', 'completed') is not false"
         " and kind <> 'gate_asked') as others from e",
-        seen if seen is not None else 2**62,
+        event_id if event_id is not None else 2**62,
         _MOST_COUNTED,
-        seen,
+        event_id,
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def preview(

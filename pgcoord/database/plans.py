@@ -25,14 +25,14 @@ async def feature_to_plan(conn: Connection, feature_id: int) -> FeatureToPlan:
 
     Raises `NotFound`, and `Refused` once the phases of the feature are queued.
     """
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         FeatureToPlan,
         f"select {columns_of(FeatureToPlan)} from pgcoord_private.feature_to_plan(%s)",
         feature_id,
     )
-    assert found is not None
-    return found
+    assert row is not None
+    return row
 
 
 async def plan_of(conn: Connection, feature_id: int) -> tuple[list[dict[str, Any]], bool]:

@@ -97,18 +97,18 @@ async def now(conn: Connection) -> datetime:
 
 async def feature(conn: Connection, feature_id: int) -> Feature:
     """Return one feature. Raises `NotFound`."""
-    found = await fetch_row(
+    row = await fetch_row(
         conn,
         Feature,
         f"select {columns_of(Feature)} from pgcoord.feature where id = %s",
         feature_id,
     )
-    if found is None:
+    if row is None:
         raise NotFound(
             f"there is no feature {feature_id}",
             hint="'pgcoord status --all' shows those that exist.",
         )
-    return found
+    return row
 
 
 async def standstill(conn: Connection, feature_id: int) -> str | None:
@@ -203,13 +203,13 @@ async def results_of_feature(conn: Connection, feature_id: int) -> dict[str, Any
     Raises `NotFound`. SQL: view pgcoord.queue.
     """
     await feature(conn, feature_id)
-    found: dict[str, Any] = await fetch_value(
+    value: dict[str, Any] = await fetch_value(
         conn,
         "select coalesce(jsonb_object_agg(phase_number, result), '{}') from pgcoord.queue"
         " where feature_id = %s and result is not null",
         feature_id,
     )
-    return found
+    return value
 
 
 async def status_of(conn: Connection, queue_id: str) -> str:
@@ -248,8 +248,8 @@ async def last_reasons(conn: Connection, feature_id: int) -> dict[int, str]:
 
 async def feature_object(conn: Connection, feature_id: int) -> dict[str, Any]:
     """Return a feature with its phases, as http/schemas.py describes it. Raises `NotFound`."""
-    found: dict[str, Any] = await fetch_value(conn, "select pgcoord.feature_object(%s)", feature_id)
-    return found
+    value: dict[str, Any] = await fetch_value(conn, "select pgcoord.feature_object(%s)", feature_id)
+    return value
 
 
 @dataclass(frozen=True)
@@ -307,14 +307,14 @@ async def phase_object(conn: Connection, queue_id: str) -> dict[str, Any]:
 
     Raises `NotFound`. SQL: view pgcoord.queue.
     """
-    found: dict[str, Any] | None = await fetch_value(
+    value: dict[str, Any] | None = await fetch_value(
         conn, "select to_jsonb(q) from pgcoord.queue as q where queue_id = %s", queue_id
     )
-    if found is None:
+    if value is None:
         raise NotFound(
             f"there is no phase {queue_id}", hint="'pgcoord status' shows those that exist."
         )
-    return found
+    return value
 
 
 async def slot_objects(conn: Connection) -> list[dict[str, Any]]:

@@ -93,7 +93,10 @@ class BoardPhase:
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot and the phase that holds it, if any; `job` to `waits_for` are of an engine's job."""
+    """A slot and the phase that holds it, if any; `job` and `node` are of an engine's job.
+
+    `waits_for`: why that waits, or what this machine lacks to start a process.
+    """
 
     slot: int
     draining: bool

@@ -114,11 +114,11 @@ async def schedules(conn: Connection) -> list[Schedule]:
 
 async def schedule(conn: Connection, name: str) -> Schedule:
     """Return one schedule. Raises `NotFound`."""
-    found = await schedules(conn)
-    for each in found:
+    rows = await schedules(conn)
+    for each in rows:
         if each.name == name:
             return each
-    names = ", ".join(each.name for each in found)
+    names = ", ".join(each.name for each in rows)
     raise NotFound(
         f"there is no schedule {name:.120}",
         hint=f"There is {names}." if names else "There is none: 'pgcoord schedule create'.",
@@ -157,8 +157,8 @@ async def runs(conn: Connection, name: str) -> list[Run]:
 
 async def feature_plan(conn: Connection, feature_id: int) -> object:
     """Return a feature as `add_schedule` takes it. Raises `NotFound`. SQL: pgcoord.feature_plan."""
-    found: object = await fetch_value(conn, "select pgcoord.feature_plan(%s)", feature_id)
-    return found
+    value: object = await fetch_value(conn, "select pgcoord.feature_plan(%s)", feature_id)
+    return value
 
 
 async def add_schedule(

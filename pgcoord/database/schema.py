@@ -62,21 +62,21 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
         _refuse_foreign_tables(conn)
         run_file(conn, assets.SQL / "bookkeeping.sql")
     _refuse_newer(conn)
-    done = _done(conn)
+    applied = _applied(conn)
     ran = []
     for path in _files("migrations"):
-        if path.stem not in done:
+        if path.stem not in applied:
             run_file(conn, path)
             _record(conn, path.stem, _digest([path]))
             ran.append(path.stem)
     functions = _files("functions")
-    if done.get("functions") != _digest(functions) or _was_changed(conn):
+    if applied.get("functions") != _digest(functions) or _was_changed(conn):
         _apply_functions(conn, functions)
         ran.append("functions")
-    if done.get(_SCHEMA) != str(number()):
+    if applied.get(_SCHEMA) != str(number()):
         _record(conn, _SCHEMA, str(number()))
-    if "roles" in done and not roles:
-        roles = bool(ran) or done["roles"] != _digest([ROLES])
+    if "roles" in applied and not roles:
+        roles = bool(ran) or applied["roles"] != _digest([ROLES])
         if roles and not _have_roles(conn):
             # A dump restored on a server without the roles: create them only on request.
             conn.execute("delete from pgcoord.migration where name = 'roles'")
@@ -128,10 +128,10 @@ def _grant(conn: psycopg.Connection) -> None:
 
 
 def _have_roles(conn: psycopg.Connection) -> bool:
-    found = conn.execute(
+    row = conn.execute(
         "select count(*) from pg_roles where rolname = any (%s)", [list(GROUPS)]
     ).fetchone()
-    return found == (len(GROUPS),)
+    return row == (len(GROUPS),)
 
 
 def check_schema(conn: psycopg.Connection) -> None:
@@ -154,16 +154,16 @@ def _check_schema(conn: psycopg.Connection) -> None:
             f"database {conn.info.dbname!r} has no pgcoord schema", hint="Run 'pgcoord upgrade'."
         )
     _refuse_newer(conn)
-    done = _done(conn)
-    wanted = {path.stem for path in _files("migrations")} | {"functions"}
+    applied = _applied(conn)
+    expected = {path.stem for path in _files("migrations")} | {"functions"}
     if (
-        wanted - done.keys()
-        or done["functions"] != _digest(_files("functions"))
-        or done.get("roles", rights := _digest([ROLES])) != rights
+        expected - applied.keys()
+        or applied["functions"] != _digest(_files("functions"))
+        or applied.get("roles", rights := _digest([ROLES])) != rights
     ):
         raise WrongSchema(
             f"the schema of database {conn.info.dbname!r} is of another release of pgcoord"
-            f" (number {done.get(_SCHEMA, '0')}; this release has {number()})",
+            f" (number {applied.get(_SCHEMA, '0')}; this release has {number()})",
             hint="Run 'pgcoord upgrade'.",
         )
 
@@ -182,12 +182,12 @@ def check_server(conn: psycopg.Connection) -> None:
             f"database {conn.info.dbname!r} has the encoding {encoding}: it cannot store all text",
             hint="Use another: create database … encoding 'UTF8' template template0.",
         )
-    found = conn.execute(
+    row = conn.execute(
         "select pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean,"
         " pg_backend_pid()"
     ).fetchone()
-    assert found is not None
-    is_stand_by, reads_only, pid = found
+    assert row is not None
+    is_stand_by, reads_only, pid = row
     if is_stand_by:
         raise DatabaseUnusable(
             "the server is a stand-by: nothing can be coordinated there",
@@ -207,19 +207,19 @@ def check_server(conn: psycopg.Connection) -> None:
 
 def exists(conn: psycopg.Connection, table: str) -> bool:
     """Return whether the table or view *table*, a qualified name, exists."""
-    found = conn.execute("select to_regclass(%s) is not null", [table]).fetchone()
-    return bool(found and found[0])
+    row = conn.execute("select to_regclass(%s) is not null", [table]).fetchone()
+    return bool(row and row[0])
 
 
 def disabled_triggers(conn: psycopg.Connection) -> list[str]:
     """Return our triggers that somebody has disabled, each as "name on table"; [] without ours."""
-    found = conn.execute(
+    rows = conn.execute(
         "select format('%s on %s', t.tgname, t.tgrelid::regclass) from pg_trigger as t"
         " join pg_proc as p on p.oid = t.tgfoid join pg_namespace as n on n.oid = p.pronamespace"
         " where n.nspname in ('pgcoord', 'pgcoord_private') and t.tgenabled in ('D', 'R')"
         " order by 1"
     )
-    return [name for (name,) in found]
+    return [name for (name,) in rows]
 
 
 def _was_changed(conn: psycopg.Connection) -> bool:
@@ -247,9 +247,9 @@ def _refuse_newer(conn: psycopg.Connection) -> None:
             f"pgcoord {newest} wrote this database, and this is {__version__}",
             hint=f"Use pgcoord {newest} or newer.",
         )
-    done = _done(conn)
-    written = int(done.get(_SCHEMA, "0"))
-    unknown = done.keys() - {path.stem for path in _files("migrations")} - _NO_MIGRATIONS
+    applied = _applied(conn)
+    written = int(applied.get(_SCHEMA, "0"))
+    unknown = applied.keys() - {path.stem for path in _files("migrations")} - _NO_MIGRATIONS
     if written > number() or unknown:
         raise WrongSchema(
             f"database {conn.info.dbname!r} is of a newer pgcoord: its schema has the number"
@@ -263,7 +263,7 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(int(part) for part in release.split(".") if part.isdigit())
 
 
-def _done(conn: psycopg.Connection) -> dict[str, str]:
+def _applied(conn: psycopg.Connection) -> dict[str, str]:
     return dict(conn.execute("select name, digest from pgcoord.migration").fetchall())
 
 

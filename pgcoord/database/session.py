@@ -72,10 +72,10 @@ async def balancer(conn: Connection) -> str | None:
     log an error.
     """
     address, port = conn.info.hostaddr or None, conn.info.port
-    known = await fetch_value(
+    pids = await fetch_value(
         conn, "select inet_server_port() = %s and host(inet_server_addr()) = %s", port, address
     )
-    if known or (known is None and address is None):
+    if pids or (pids is None and address is None):
         return None
     try:
         # Its version is left out: pgpool answers with an empty result before the one that has it.
@@ -91,8 +91,8 @@ async def balancer(conn: Connection) -> str | None:
         ("app_name_redirect_preference_list", "pgcoord listener"),
         ("database_redirect_preference_list", conn.info.dbname),
     ):
-        found = await _show(conn, f"pgpool show {setting}")
-        for entry in (found.get(setting) or [""])[0].split(","):
+        value = await _show(conn, f"pgpool show {setting}")
+        for entry in (value.get(setting) or [""])[0].split(","):
             pattern, _, node = entry.strip().rpartition(":")
             with suppress(re.error):
                 if node in ("primary", "primary(1.0)") and re.search(pattern, name):

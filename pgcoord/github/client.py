@@ -63,9 +63,9 @@ class Issue:
     is_open: bool
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Self:
+    def read(cls, fields: Mapping[str, Any]) -> Self:
         """Read an issue from the JSON of the API."""
-        return cls(given["number"], given["id"], _author_of(given), given["state"] == "open")
+        return cls(fields["number"], fields["id"], _author_of(fields), fields["state"] == "open")
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class PullRequest:
     url: str
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Self:
+    def read(cls, fields: Mapping[str, Any]) -> Self:
         """Read a pull request from the JSON of the API."""
-        return cls(given["number"], given["html_url"])
+        return cls(fields["number"], fields["html_url"])
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Repository:
         Lists all issues: filters and the search of GitHub lag minutes behind.
         """
         author = await self._author()
-        found = []
+        with_key = []
         newest_first = "/issues?state=all&sort=created&direction=desc&per_page=100"
         async with aclosing(self._listed(newest_first)) as issues:
             async for issue in issues:
@@ -159,8 +159,8 @@ class Repository:
                     break
                 ours = author is None or _author_of(issue) == author
                 if ours and "pull_request" not in issue and words in (issue.get("body") or ""):
-                    found.append(Issue.read(issue))
-        return sorted(found, key=lambda each: each.number)
+                    with_key.append(Issue.read(issue))
+        return sorted(with_key, key=lambda each: each.number)
 
     async def issue(self, number: int) -> Issue:
         """Return the issue *number*."""
@@ -207,24 +207,24 @@ class Repository:
     async def find_pull_request(self, head: str, base: str) -> PullRequest | None:
         """Return the pull request of the branch *head* into *base* that is open."""
         owner = self.name.partition("/")[0]
-        given = urlencode({"head": f"{owner}:{head}", "base": base, "state": "open"})
+        query = urlencode({"head": f"{owner}:{head}", "base": base, "state": "open"})
         with self._errors_translated("no repository, or no right to see it", changes=False):
-            found = await self._get(f"/pulls?{given}")
-            return PullRequest.read(found[0]) if found else None
+            pulls = await self._get(f"/pulls?{query}")
+            return PullRequest.read(pulls[0]) if pulls else None
 
     async def open_pull_request(
         self, title: str, head: str, base: str, body: str, *, draft: bool
     ) -> PullRequest:
         """Open a pull request of the branch *head* into *base*."""
-        asked = {"title": title, "head": head, "base": base, "body": body, "draft": draft}
+        fields = {"title": title, "head": head, "base": base, "body": body, "draft": draft}
         with self._errors_translated(f"no branch {head}, or no right to open a pull request"):
-            return PullRequest.read(await self._post("/pulls", asked))
+            return PullRequest.read(await self._post("/pulls", fields))
 
     async def about(self) -> dict[str, Any]:
         """Return the repository, as the API describes it."""
         with self._errors_translated("no repository, or no right to see it", changes=False):
-            found: dict[str, Any] = await self._get("")
-            return found
+            repository: dict[str, Any] = await self._get("")
+            return repository
 
     async def check_may_post(self) -> None:
         """Raise `Refusal` unless the credentials may create issues.
@@ -286,14 +286,14 @@ class Repository:
         ends = self._token_ends
         if self._token is None or (ends and datetime.now(UTC) > ends - _RENEWED):
             with self._errors_translated("no such installation of the app", changes=False):
-                given = await apps.get_installation_access_token(
+                token = await apps.get_installation_access_token(
                     self._api,
                     installation_id=self._credentials.installation_id,
                     app_id=self._credentials.app_id,
                     private_key=self._credentials.private_key,
                 )
-                self._token = str(given["token"])
-                self._token_ends = datetime.fromisoformat(given["expires_at"])
+                self._token = str(token["token"])
+                self._token_ends = datetime.fromisoformat(token["expires_at"])
         return self._token
 
     @contextmanager

@@ -187,7 +187,7 @@ def comment_body(status: str, facts: Mapping[str, Any], key: UUID) -> str:
         parts.append(_error(facts["error"]))
     elif facts["reason"] and not (status == "completed" and facts["attempt"]):
         parts.append(short(facts["reason"], 300))
-    parts += _what_next(status, facts["dependents"])
+    parts += _next_step(status, facts["dependents"])
     return "\n\n".join(parts) + f"\n{marker(key)}"
 
 
@@ -217,7 +217,7 @@ def _error(error: str) -> str:
     return f"{fence}text\n{_untriggered(text)}\n{fence}"
 
 
-def _what_next(status: str, dependents: list[dict[str, Any]]) -> list[str]:
+def _next_step(status: str, dependents: list[dict[str, Any]]) -> list[str]:
     if status == "completed":
         goes_on = [each for each in dependents if each["eligible"]]
         return [f"Next: {'; '.join(_names(goes_on))}"] if goes_on else []

@@ -83,8 +83,8 @@ async def show_feature(call: Call) -> Response:
 
 
 async def change_feature(call: Call) -> Response:
-    wanted = call.request.headers.get("if-match", "*").strip()
-    version = None if wanted == "*" else wanted.strip('"')
+    if_match = call.request.headers.get("if-match", "*").strip()
+    version = None if if_match == "*" else if_match.strip('"')
     await actions.change_feature(call.conn, call.feature_id, call.body, version)
     return await _feature(call, call.feature_id)
 
@@ -112,8 +112,8 @@ async def generate_implementation(call: Call) -> Response:
 async def execute_feature(call: Call) -> Response:
     queued = await actions.execute_feature(call.conn, call.feature_id)
     feature = await reads.feature_object(call.conn, call.feature_id)
-    said = f"{counted(queued, 'phase is', 'phases are')} queued"
-    message = said if queued else "its phases were queued before"
+    words = f"{counted(queued, 'phase is', 'phases are')} queued"
+    message = words if queued else "its phases were queued before"
     return Json({"queued": queued, "message": message, "feature": feature})
 
 
@@ -166,16 +166,18 @@ async def show_schedule(call: Call) -> Response:
 
 async def create_schedule(call: Call) -> Response:
     name = call.body["name"]
-    given = {each: call.body.get(each) for each in ("timezone", "overlap", "missed")}
-    await schedules.add_schedule(call.conn, name, call.body["cron"], call.body["feature"], **given)
-    made = _schedule(await schedules.schedule(call.conn, name))
-    return Json(made, 201, location=f"{PREFIX}/schedules/{name}")
+    options = {each: call.body.get(each) for each in ("timezone", "overlap", "missed")}
+    await schedules.add_schedule(
+        call.conn, name, call.body["cron"], call.body["feature"], **options
+    )
+    created = _schedule(await schedules.schedule(call.conn, name))
+    return Json(created, 201, location=f"{PREFIX}/schedules/{name}")
 
 
-def _schedule(found: schedules.Schedule) -> dict[str, object]:
+def _schedule(schedule: schedules.Schedule) -> dict[str, object]:
     return {
         key: value.isoformat() if isinstance(value, datetime) else value
-        for key, value in asdict(found).items()
+        for key, value in asdict(schedule).items()
     }
 
 
@@ -198,9 +200,9 @@ async def _paused(call: Call) -> Response:
 
 
 def _listing(call: Call, columns: Mapping[str, str]) -> Listing:
-    given = {column: call.query[name] for name, column in columns.items() if call.query[name]}
+    conditions = {column: call.query[name] for name, column in columns.items() if call.query[name]}
     part = call.query["limit"], call.query["offset"]
-    return Listing(given, call.query["order"], part[0] + 1, part[1])
+    return Listing(conditions, call.query["order"], part[0] + 1, part[1])
 
 
 def _listed(call: Call, rows: list[dict[str, Any]]) -> Response:
@@ -246,8 +248,8 @@ def _operations(scope: Scope) -> Iterator[Operation]:
 
 def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]:
     """Return the handler of an action, which answers with its target, and the schema of that."""
-    made = action.returns == "feature"
-    about: str = "slots" if action.number == "slots" else "feature" if made else action.scope
+    creates = action.returns == "feature"
+    about: str = "slots" if action.number == "slots" else "feature" if creates else action.scope
     if action.name == "delete_schedule":
         about = "schedules"  # those that are left
     answer, schema = _ANSWERS[about]
@@ -260,7 +262,7 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
             "schedule": call.schedule,
         }
         number = call.body[action.number] if action.number else None
-        done = await actions.perform(
+        result = await actions.perform(
             call.conn,
             action,
             targets[action.scope],
@@ -268,7 +270,7 @@ def _act(action: Action) -> tuple[Callable[[Call], Awaitable[Response]], Schema]
             number=number,
             pool=call.body.get("pool"),
         )
-        return await answer(replace(call, feature_id=int(done or 0)) if made else call)
+        return await answer(replace(call, feature_id=int(result or 0)) if creates else call)
 
     act.__name__ = action.name  # the operationId
     return act, schema
@@ -378,7 +380,7 @@ OPERATIONS = (
         "/queue/several",
         "Do an action to several phases at once; those whose state refuses it stay as they are",
         act_on_phases,
-        schemas.array(schemas.TOLD),
+        schemas.array(schemas.RESULT_OF_SEVERAL),
         body=schemas.SEVERAL,
     ),
     Operation("GET", _PHASE, "A phase", show_phase, schemas.PHASE),
@@ -456,25 +458,27 @@ def _feature_id(request: Request) -> int:
 
 def _read_query(request: Request, parameters: Mapping[str, Schema]) -> dict[str, Any]:
     """Return the query parameters by name, with defaults. Raises `WrongShape`."""
-    found: list[Fault] = []
+    violations: list[Fault] = []
     values = {name: schema.get("default") for name, schema in parameters.items()}
-    given: set[str] = set()
+    repeated: set[str] = set()
     for name, text in request.query_params.multi_items():
         if name not in parameters:
-            known = ", ".join(parameters) or "none"
-            found.append(
-                Fault(f"{name:.60}", None, f"one of the parameters {known}; it is unknown")
+            names = ", ".join(parameters) or "none"
+            violations.append(
+                Fault(f"{name:.60}", None, f"one of the parameters {names}; it is unknown")
             )
             continue
-        if name in given:
-            found.append(Fault(name, text, "given once; several values have commas between them"))
+        if name in repeated:
+            violations.append(
+                Fault(name, text, "given once; several values have commas between them")
+            )
             continue
-        given.add(name)
+        repeated.add(name)
         value = _from_text(text, parameters[name])
-        found += faults(value, parameters[name], name)
+        violations += faults(value, parameters[name], name)
         values[name] = value
-    if found:
-        raise WrongShape(found)
+    if violations:
+        raise WrongShape(violations)
     return values
 
 
@@ -494,16 +498,16 @@ async def _read_body(request: Request, schema: Schema | None) -> dict[str, Any]:
     """Return the body; it may be missing when no property is required. Raises `WrongShape`."""
     if schema is None:
         return {}
-    sent = (
+    has_body = (
         request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
     )
-    if not sent and not schema.get("required"):
+    if not has_body and not schema.get("required"):
         return {}
     body = parse_json(await read_body(request, BODY_LIMIT))
-    if found := list(faults(body, schema)):
-        raise WrongShape(found)
-    given: dict[str, Any] = body
-    return given
+    if violations := list(faults(body, schema)):
+        raise WrongShape(violations)
+    body_read: dict[str, Any] = body
+    return body_read
 
 
 def _routes() -> list[BaseRoute]:

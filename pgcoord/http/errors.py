@@ -140,8 +140,8 @@ def _details(error: Exception) -> dict[str, Any]:
     return details
 
 
-def _shown(given: Any) -> Any:
+def _shown(value: Any) -> Any:
     """Return a short form of a given value, of characters that JSON can hold."""
-    if given is None or isinstance(given, bool | int | float):
-        return given
-    return f"{given!r:.200}" if not isinstance(given, str) else ascii(given)[1:-1][:200]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return f"{value!r:.200}" if not isinstance(value, str) else ascii(value)[1:-1][:200]

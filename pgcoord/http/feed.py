@@ -46,7 +46,7 @@ _PAGE = 1_000
 _ROUND = 0.02
 
 # Seconds until the connection is closed after the last subscriber has left.
-_KEPT = 10.0
+_LINGER = 10.0
 
 # A starting feed looks for ids that may still appear among this many last events.
 _LOOK_BACK = 10_000
@@ -337,14 +337,14 @@ class Feed:
         """Read and send after each notification, while there are subscribers."""
         loop = asyncio.get_running_loop()
         left_at = loop.time()
-        while self.subscribers or loop.time() < left_at + _KEPT:
+        while self.subscribers or loop.time() < left_at + _LINGER:
             if self.subscribers:
                 left_at = loop.time()
             await self._round(listener.conn)
             backoff.reset()
             self._set_connected(live=True)
             soon = loop.time() + _ROUND
-            await listener.wait(PING_EVERY if self.subscribers else _KEPT)
+            await listener.wait(PING_EVERY if self.subscribers else _LINGER)
             await asyncio.sleep(max(0.0, soon - loop.time()))
         self._wanted.clear()
         self._position = self._snapshot = self.state = None

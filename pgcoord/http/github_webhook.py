@@ -99,8 +99,8 @@ async def github_event(request: Request) -> Response:
     body = await read_body(request, BODY_LIMIT)
     _check_signature(body, request.headers.get("x-hub-signature-256", ""), secret)
     event = parse_json(body)
-    if found := list(faults(event, SCHEMA)):
-        raise WrongShape(found)
+    if violations := list(faults(event, SCHEMA)):
+        raise WrongShape(violations)
     change = _event_of(request.headers.get("x-github-event", ""), event)
     if change is None or not _is_ours(event, settings):
         return Json({"result": "ignored", "phases": []})
@@ -163,10 +163,10 @@ def _pull_request(event: dict[str, Any]) -> GitHubEvent | None:
         return None
     text = f"{pull['head']['ref'].replace('/', ' ')}\n{pull['title']}\n{pull.get('body') or ''}"
     numbers = sorted({int(number) for number in _CLOSING.findall(text)})
-    done = "merged" if merged else "opened"
-    said = f"pull request #{pull['number']} was {done}"
+    change = "merged" if merged else "opened"
+    message = f"pull request #{pull['number']} was {change}"
     words = sorted(set(_words(text)))
-    return GitHubEvent(f"pull_request_{done}", said, numbers, words, pull["number"])
+    return GitHubEvent(f"pull_request_{change}", message, numbers, words, pull["number"])
 
 
 def _is_ours(event: dict[str, Any], settings: GitHub) -> bool:

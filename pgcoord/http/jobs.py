@@ -43,7 +43,8 @@ async def _answer(request: Request, act: jobs.Act) -> Response:
             state.database.connection(kind="report") as conn,
         ):
             if act == "begin":
-                answer = await jobs.answer_begin(conn, attempt_id, signed)
+                prompt_of = state.coordinator.prompt_of
+                answer = await jobs.answer_begin(conn, attempt_id, signed, prompt_of)
             else:
                 record = state.coordinator.record_and_claim
                 answer = await jobs.answer_exit(conn, attempt_id, signed, record)

@@ -24,7 +24,7 @@ async def log_in(request: Request) -> Response:
     """Check the token of the form; set the cookie and redirect to the page of `next`."""
     sessions = state_of(request).sessions
     form = parse_qs((await read_bytes(request, _LIMIT)).decode(errors="replace"))
-    token, name, wanted = (form.get(each, [""])[0].strip() for each in ("token", "name", "next"))
+    token, name, target = (form.get(each, [""])[0].strip() for each in ("token", "name", "next"))
     cookie = sessions.log_in(token, name.replace("\0", "")[:60])
     if cookie is None:
         # The right token is always accepted: another client of the same address could lock it out.
@@ -32,9 +32,9 @@ async def log_in(request: Request) -> Response:
         waits = sessions.has_to_wait(client)
         sessions.failed(client)
         if waits:
-            return _page(request, wanted, "Too many wrong tokens. Try again in a minute.", 429)
-        return _page(request, wanted, "This is not the token.", 403)
-    answer = RedirectResponse(local(wanted), 303)
+            return _page(request, target, "Too many wrong tokens. Try again in a minute.", 429)
+        return _page(request, target, "This is not the token.", 403)
+    answer = RedirectResponse(local(target), 303)
     answer.set_cookie(
         COOKIE,
         cookie,
@@ -56,10 +56,10 @@ async def log_out(request: Request) -> Response:
     return answer
 
 
-def _page(request: Request, wanted: str, fault: str = "", status: int = 200) -> Response:
+def _page(request: Request, target: str, fault: str = "", status: int = 200) -> Response:
     template = state_of(request).templates.get_template("login.html")
     page = template.render(
-        next=local(wanted), fault=fault, needs_token=state_of(request).access.token is not None
+        next=local(target), fault=fault, needs_token=state_of(request).access.token is not None
     )
     headers = {"cache-control": "no-store"}
     if status == 429:
@@ -67,10 +67,10 @@ def _page(request: Request, wanted: str, fault: str = "", status: int = 200) -> 
     return HTMLResponse(page, status, headers)
 
 
-def local(wanted: str) -> str:
-    """Return *wanted* if it is a path on this server, else /."""
-    local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
-    return wanted if local and wanted.isprintable() else "/"
+def local(path: str) -> str:
+    """Return *path* if it is a path on this server, else /."""
+    local = path.startswith("/") and not path.startswith(("//", "/\\"))
+    return path if local and path.isprintable() else "/"
 
 
 routes: list[BaseRoute] = [

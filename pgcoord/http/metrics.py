@@ -94,20 +94,20 @@ class Metrics:
                 await self._count(conn, events)
             return generate_latest(self.registry)
 
-    def _show(self, found: Measures) -> None:
+    def _show(self, measures: Measures) -> None:
         for status in STATES:
-            self._phases.labels(status).set((found.phases or {}).get(status, 0))
+            self._phases.labels(status).set((measures.phases or {}).get(status, 0))
         for gauge, column in (
             (self._slots, "slots"),
             (self._held, "held"),
             (self._draining, "draining"),
         ):
             gauge.clear()  # of pools that are gone
-            for pool in found.pools:
+            for pool in measures.pools:
                 gauge.labels(pool["pool"]).set(pool[column])
-        self._paused.set(found.paused)
-        self._oldest.set(found.oldest_eligible_seconds or 0)
-        self._queue.set(found.notification_queue_usage)
+        self._paused.set(measures.paused)
+        self._oldest.set(measures.oldest_eligible_seconds or 0)
+        self._queue.set(measures.notification_queue_usage)
 
     async def _count(self, conn: Connection, events: Sequence[Event]) -> None:
         ended = []

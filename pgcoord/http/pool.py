@@ -66,11 +66,9 @@ class Database:
         async with self._turn(kind), self.pool.connection() as conn:
             if actor is not None:
                 await session.act_as(conn, actor)
-            if kind == "read":
-                yield conn
-                return
-            seconds = _LOCK_SECONDS_BUSY if self._writing[kind].locked() else _LOCK_SECONDS
-            async with _lock_timeout(conn, seconds), self._naming_holder(conn, seconds):
+            busy = kind != "read" and self._writing[kind].locked()
+            seconds = _LOCK_SECONDS_BUSY if busy else _LOCK_SECONDS
+            async with _lock_timeout(conn, seconds), self._naming_holder(conn, kind, seconds):
                 yield conn
 
     @asynccontextmanager
@@ -92,7 +90,9 @@ class Database:
             self._writing[kind].release()
 
     @asynccontextmanager
-    async def _naming_holder(self, conn: Connection, seconds: float) -> AsyncIterator[None]:
+    async def _naming_holder(
+        self, conn: Connection, kind: Kind, seconds: float
+    ) -> AsyncIterator[None]:
         """Add the session that holds the lock to a `Locked` raised by the block.
 
         The server knows the holder only while a session waits, so query it before the time-out.
@@ -101,8 +101,8 @@ class Database:
         try:
             yield
         except Locked as error:
-            found = looking.result() if looking.done() else None
-            raise (error if error.hint else _locked(found, seconds)) from error
+            holder = looking.result() if looking.done() else None
+            raise (error if error.hint else _locked(holder, kind, seconds)) from error
         finally:
             looking.cancel()
 
@@ -135,10 +135,11 @@ async def _lock_timeout(conn: Connection, seconds: float) -> AsyncIterator[None]
             await session.set_lock_timeout(conn, _LOCK_SECONDS)
 
 
-def _locked(holder: str | None, seconds: float) -> Locked:
+def _locked(holder: str | None, kind: Kind, seconds: float) -> Locked:
     """Return the error for a lock that was not free within *seconds*."""
+    what = "a table that this reads" if kind == "read" else "a row that this changes"
     return Locked(
-        f"another session has locked a row that this changes, for over {seconds:g} s:"
+        f"another session has locked {what}, for over {seconds:g} s:"
         f" {holder or 'its holder is not known'}; nothing was changed",
         hint="Repeat it later, or end that transaction: select pg_terminate_backend(PROCESS), or"
         " rollback prepared.",
@@ -153,20 +154,20 @@ async def until_disconnected(request: Request) -> AsyncIterator[None]:
     """
     task = asyncio.current_task()
     assert task is not None
-    gone = False
+    is_gone = False
 
     async def watch() -> None:
-        nonlocal gone
+        nonlocal is_gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        gone = True
+        is_gone = True
         task.cancel()
 
     watching = asyncio.create_task(watch())
     try:
         yield
     except asyncio.CancelledError:
-        if gone and not task.uncancel():
+        if is_gone and not task.uncancel():
             raise ClientDisconnect from None
         raise
     finally:

@@ -76,9 +76,9 @@ class Proxied:
 
     def _seen_under(self, scope: Scope, headers: Headers, *, believed: bool) -> str:
         """Return the prefix of paths for the sender: that of the proxy's header, if *believed*."""
-        said = headers.get("x-forwarded-prefix", "").rstrip("/") if believed else ""
-        if _PATH.fullmatch(said):
-            return said
+        prefix = headers.get("x-forwarded-prefix", "").rstrip("/") if believed else ""
+        if _PATH.fullmatch(prefix):
+            return prefix
         path, ours = scope["path"], self._prefix
         if ours and (path == ours or path.startswith(f"{ours}/")):
             return ours

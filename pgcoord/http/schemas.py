@@ -235,7 +235,7 @@ SEVERAL = _object(
     ["action", "queue_ids"],
     additionalProperties=False,
 )
-TOLD = _object(
+RESULT_OF_SEVERAL = _object(
     {
         "queue_id": _TEXT,
         "status": _MAYBE_TEXT,

@@ -12,8 +12,8 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -21,17 +21,12 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pgcoord.configuration.model import GitHub, Server
-from pgcoord.errors import CannotStart, InvalidConfiguration
+from pgcoord.http.access import Access
 from pgcoord.http.proxy import user_of
 from pgcoord.http.responses import refusal
-from pgcoord.messages.signing import is_secret
 
 COOKIE = "pgcoord_session"
 SESSION_SECONDS = 7 * 24 * 3600
-
-# A token of fewer characters could be guessed.
-_SHORTEST_TOKEN = 16
 
 # Wrong tokens from one address within a minute, before further ones are answered with 429.
 _MOST_FAILURES = 5
@@ -55,113 +50,6 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-
-
-@dataclass(frozen=True)
-class Access:
-    """The permissions that the configuration and the environment define."""
-
-    token: str | None
-    read_token: str | None
-    names: frozenset[str]  # host names of this server, besides addresses
-    origin: str | None  # origin of the public URL
-    public_url: str | None
-    webhook_secrets: Mapping[str, str]
-    unsigned_webhooks: bool = False
-    github_secret: str | None = None
-    trusted_proxies: tuple[str, ...] = ()  # their X-Forwarded-… are believed
-    tokens: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of programs, by the names of their variables
-
-    def name_of(self, token: str) -> str | None:
-        """Return the name of the variable that holds a token of a program; None for another."""
-        given = token.encode()
-        found = (n for n, each in self.tokens.items() if hmac.compare_digest(each.encode(), given))
-        return next(found, None)
-
-    def risks(self) -> Iterator[str]:
-        """Yield warnings for the person who starts the server."""
-        if self.unsigned_webhooks:
-            yield "unsigned reports are accepted: every client that connects can end any phase"
-        if self.token is None and self.origin and not _is_loopback(urlsplit(self.origin).hostname):
-            yield (
-                f"public_url is {self.origin}, and PGCOORD_TOKEN is not set: every client that"
-                " reaches it can change everything"
-            )
-
-
-def read_access(
-    server: Server,
-    environment: Mapping[str, str],
-    *,
-    address: str,
-    name: str,
-    unsigned_webhooks: bool = False,
-    github: GitHub | None = None,
-) -> Access:
-    """Return the permissions of a server on *address*, which the user gave as *name*.
-
-    Raises `CannotStart` when every machine could connect without a token, `InvalidConfiguration`
-    for secrets that are missing or too weak.
-    """
-    token, read_token = (
-        _token(environment, each) for each in ("PGCOORD_TOKEN", "PGCOORD_READ_TOKEN")
-    )
-    if token is None and (read_token or not _is_loopback(address)):
-        why = "PGCOORD_READ_TOKEN alone" if read_token else f"{address} can be reached by others"
-        raise CannotStart(
-            f"{why}: PGCOORD_TOKEN, the secret of those who may change things, has to be set",
-            hint='For example: export PGCOORD_TOKEN="$(openssl rand -hex 32)"',
-        )
-    public = urlsplit(server.public_url) if server.public_url else None
-    return Access(
-        token=token,
-        read_token=read_token,
-        names=frozenset(
-            {"localhost", name.lower()} | ({public.hostname or ""} if public else set())
-        ),
-        origin=f"{public.scheme}://{public.netloc}".lower() if public else None,
-        public_url=server.public_url,
-        tokens={each: token for each in server.tokens if (token := _token(environment, each))},
-        webhook_secrets={each: _secret(environment, each) for each in server.webhook_secrets},
-        unsigned_webhooks=unsigned_webhooks,
-        github_secret=_github_secret(environment, github),
-        trusted_proxies=server.trusted_proxies,
-    )
-
-
-def _github_secret(environment: Mapping[str, str], github: GitHub | None) -> str | None:
-    """Return the secret with which GitHub signs its events: any text entered on GitHub."""
-    if github is None or github.webhook_secret is None:
-        return None
-    secret = _token(environment, github.webhook_secret)
-    if secret is None:
-        raise InvalidConfiguration(
-            f"github.webhook_secret: {github.webhook_secret} is not set",
-            hint=f'For example: export {github.webhook_secret}="$(openssl rand -hex 32)"',
-        )
-    return secret
-
-
-def _token(environment: Mapping[str, str], name: str) -> str | None:
-    token = environment.get(name)
-    if token and (len(token) < _SHORTEST_TOKEN or not token.isascii()):
-        raise InvalidConfiguration(
-            f"{name} is too short, or not ASCII: {_SHORTEST_TOKEN} characters at least",
-            hint=f'For example: export {name}="$(openssl rand -hex 32)"',
-        )
-    return token or None
-
-
-def _secret(environment: Mapping[str, str], name: str) -> str:
-    secret = environment.get(name, "")
-    if not is_secret(secret):
-        raise InvalidConfiguration(
-            f"server.webhook_secrets: {name} does not hold a secret: expected whsec_… of 24 bytes",
-            hint=f'For example: export {name}="whsec_$(openssl rand -base64 32)"',
-        )
-    return secret
 
 
 def actor_of(request: HTTPConnection) -> str:
@@ -208,8 +96,8 @@ class Sessions:
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        known = f"pgcoord session\0{access.token}\0{access.read_token}"
-        self._key = hashlib.sha256(known.encode()).digest()
+        key = f"pgcoord session\0{access.token}\0{access.read_token}"
+        self._key = hashlib.sha256(key.encode()).digest()
         self._failures: dict[str, deque[float]] = {}
 
     def log_in(self, token: str, name: str) -> str | None:
@@ -219,19 +107,19 @@ class Sessions:
         if changes is None:
             return None
         until = int(time.time()) + SESSION_SECONDS
-        said = base64.urlsafe_b64encode(name.encode(errors="replace")).decode().rstrip("=")
+        encoded_name = base64.urlsafe_b64encode(name.encode(errors="replace")).decode().rstrip("=")
         login = secrets.token_hex(8)
-        return self._seal(f"{'steer' if changes else 'read'}.{until}.{said}.{login}")
+        return self._seal(f"{'steer' if changes else 'read'}.{until}.{encoded_name}.{login}")
 
     def sender(self, cookie: str) -> _Sender | None:
         """Return the holder of a cookie; None when its signature is wrong or it has expired."""
         text, _, _ = cookie.rpartition(".")
         if not hmac.compare_digest(self._seal(text).encode(), cookie.encode()):
             return None
-        level, until, said, *login = text.split(".")
+        level, until, encoded_name, *login = text.split(".")
         if int(until) < time.time() or not login:  # an older release could not end its log-ins
             return None
-        name = base64.urlsafe_b64decode(said + "==").decode()
+        name = base64.urlsafe_b64decode(encoded_name + "==").decode()
         return _Sender(f"{name or 'somebody'} (panel)", level == "steer", has_cookie=True)
 
     def login_of(self, cookie: str | None) -> tuple[str, int] | None:
@@ -244,11 +132,11 @@ class Sessions:
     def permits_changes(self, token: str) -> bool | None:
         """Whether *token* permits changes, or reading only; None when it is wrong."""
         changing = [self._access.token, *self._access.tokens.values()]
-        for known, changes in (
+        for stored, changes in (
             *((each, True) for each in changing),
             (self._access.read_token, False),
         ):
-            if known and hmac.compare_digest(known.encode(), token.encode()):
+            if stored and hmac.compare_digest(stored.encode(), token.encode()):
                 return changes
         return None
 
@@ -333,8 +221,8 @@ class Guard:
             if method == "GET" and "text/html" in request.headers.get("accept", ""):
                 query = f"?{request.url.query}" if request.url.query else ""
                 return RedirectResponse(f"/login?next={quote(path + query)}", 303)
-            tried = "authorization" in request.headers
-            reason = "this is not the token" if tried else "a token is needed"
+            has_credentials = "authorization" in request.headers
+            reason = "this is not the token" if has_credentials else "a token is needed"
             return refusal(401, "not_authenticated", f"{reason}: Authorization: Bearer …")
         if not sender.may_change and method not in _SAFE:
             return refusal(403, "forbidden", "this token is for reading only")
@@ -394,13 +282,6 @@ def _bearer(request: HTTPConnection) -> str | None:
     """Return the bearer token of a request, right or wrong."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
-
-
-def _is_loopback(host: str | None) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 def _hostname(url: str) -> str | None:

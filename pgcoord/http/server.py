@@ -1,7 +1,6 @@
 """Serves the application in a running event loop, until stopped."""
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +11,6 @@ import uvicorn
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.types import ASGIApp
 
-from pgcoord.errors import CannotStart
 from pgcoord.http.app import make_app
 from pgcoord.http.connections import BoundedProtocol, Limits, SharedByHosts
 from pgcoord.http.proxy import Proxied
@@ -22,48 +20,11 @@ from pgcoord.http.state import AppState
 _GRACE = 2
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Bind *host* and *port*; port 0 binds any free port. Raises `CannotStart`."""
-    name = f"[{host}]" if ":" in host else host
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        taken = socket.socket(family, kind, protocol)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-        # From here on, a client that connects waits for an answer instead of being refused.
-        taken.listen(2048)
-    except OSError as error:
-        raise CannotStart(
-            f"cannot serve on {name}:{port}: {(error.strerror or str(error)).lower()}",
-            hint="Stop what uses it (another 'pgcoord serve'?), or choose another: --port."
-            if error.errno == errno.EADDRINUSE
-            else "Choose another address: --host, --port, or [server] in pgcoord.toml.",
-        ) from error
-    return taken
-
-
-def bind_free(host: str, port: int) -> socket.socket:
-    """Bind *host* and *port*, or a free port if *port* is in use. Raises `CannotStart`."""
-    try:
-        return bind(host, port)
-    except CannotStart:
-        return bind(host, 0)
-
-
-def url_of(taken: socket.socket) -> str:
-    """Return the URL of a server on the socket *taken*, for a browser on this machine."""
-    host, port = taken.getsockname()[:2]
-    local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{local}:{port}"
-
-
 @asynccontextmanager
 async def serving(
-    state: AppState, taken: socket.socket, *, limits: Limits | None = None
+    state: AppState, listening: socket.socket, *, limits: Limits | None = None
 ) -> AsyncIterator[None]:
-    """Serve on the socket *taken* until the block ends; then end all streams.
+    """Serve on the socket *listening* until the block ends; then end all streams.
 
     Returns within seconds. Clients that go past *limits* are refused.
     """
@@ -87,7 +48,7 @@ async def serving(
         timeout_graceful_shutdown=_GRACE,
     )
     server = _Server(config)
-    served = asyncio.create_task(server.serve(sockets=[taken]))
+    served = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         yield
     finally:
@@ -98,8 +59,8 @@ async def serving(
 
 def _compressing(app: ASGIApp) -> ASGIApp:
     """Compress pages and JSON for clients that take it, but no logs, which may grow meanwhile."""
-    left = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
-    return GZipMiddleware(app, minimum_size=1000, compresslevel=4, exclude_content_types=left)
+    excluded = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
+    return GZipMiddleware(app, minimum_size=1000, compresslevel=4, exclude_content_types=excluded)
 
 
 class _WithoutRefusals(logging.Filter):

@@ -21,9 +21,10 @@ from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.database import panel
 from pgcoord.database._sql import Connection
 from pgcoord.errors import CoordError
+from pgcoord.http.access import Access
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database, Kind, until_disconnected
-from pgcoord.http.security import COOKIE, Access, Sessions, actor_of
+from pgcoord.http.security import COOKIE, Sessions, actor_of
 
 if TYPE_CHECKING:
     from pgcoord.http.metrics import Metrics

@@ -33,22 +33,22 @@ async def workflow_complete(request: Request) -> Response:
     """Take a report; answer after the commit. A repeat is answered with what is stored."""
     webhooks = state_of(request).metrics.webhooks
     try:
-        taken = await _take(request)
+        answer = await _take(request)
     except (CoordError, HTTPException, psycopg.Error, PoolTimeout, TooManyRequests) as error:
         _, result = status_of(error)
         logger.warning("a report was refused: %s", error)
         webhooks.labels(result).inc()
         raise
-    webhooks.labels("repeated" if taken.repeated else "taken").inc()
+    webhooks.labels("repeated" if answer.repeated else "taken").inc()
     return Json(
         {
-            "queue_id": taken.queue_id,
-            "feature_id": taken.feature_id,
-            "phase_number": taken.phase_number,
-            "adw_id": taken.adw_id,
-            "outcome": taken.outcome,
-            "status": taken.status,
-            "repeated": taken.repeated,
+            "queue_id": answer.queue_id,
+            "feature_id": answer.feature_id,
+            "phase_number": answer.phase_number,
+            "adw_id": answer.adw_id,
+            "outcome": answer.outcome,
+            "status": answer.status,
+            "repeated": answer.repeated,
         }
     )
 
@@ -61,16 +61,16 @@ async def _take(request: Request) -> TakenReport:
         until_disconnected(request),
         state.database.connection(kind="report") as conn,
     ):
-        taken = await report.take(
+        answer = await report.take(
             conn,
             Signed(body, headers),
             secrets=state.access.webhook_secrets,
             unsigned=state.access.unsigned_webhooks,
             record=state.coordinator.record_and_claim,
         )
-    if refused := taken.refusal():
+    if refused := answer.refusal():
         raise refused
-    return taken
+    return answer
 
 
 routes: list[BaseRoute] = [

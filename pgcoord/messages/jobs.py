@@ -5,7 +5,7 @@ is signed by the secret of its attempt. A copy of a job begins only when the dat
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pgcoord.configuration import results
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
 from pgcoord.database.jobs import JobAnswer
+from pgcoord.database.work import Assignment
 from pgcoord.errors import InvalidInput, NotFound, StaleAttempt
 from pgcoord.messages import plain_files
 from pgcoord.messages.json_schema import NOT_BLANK, Fault, Schema, faults
@@ -20,6 +21,7 @@ from pgcoord.messages.report import Record
 from pgcoord.messages.signing import NotSigned, Signed, WrongShape, parse_json, read_spooled
 
 Act = Literal["begin", "exit"]
+PromptOf = Callable[[Connection, Assignment, str], Awaitable[str]]
 
 _COPY = {"type": "string", "pattern": NOT_BLANK, "maxLength": 64}
 _TEXT = {"type": ["string", "null"], "maxLength": 200}
@@ -71,28 +73,32 @@ _HIGHEST = 2**63 - 1
 _MOST_COPIES = 20
 
 
-async def answer_begin(conn: Connection, attempt_id: int, signed: Signed) -> dict[str, Any]:
+async def answer_begin(
+    conn: Connection, attempt_id: int, signed: Signed, prompt_of: PromptOf
+) -> dict[str, Any]:
     """Let a copy of a job begin; return {"attempt": …}, with `prompt` and `inputs` if it asked.
 
+    *prompt_of*: makes the prompt of an attempt from that of its phase.
     Raises `NotFound`, `NotSigned`, `NotJson`, `WrongShape`, and `StaleAttempt` when it must run
     nothing; each refusal of an attempt that exists is recorded.
     """
-    said = await _checked(conn, attempt_id, signed, "begin")
-    await begin(conn, attempt_id, said)
-    if not said.get("prompt"):
+    message = await _checked(conn, attempt_id, signed, "begin")
+    await begin(conn, attempt_id, message)
+    if not message.get("prompt"):
         return {"attempt": attempt_id}
     assignment = await claims.assignment(conn, attempt_id)
     if assignment is None:  # it was ended this moment
         raise StaleAttempt(f"attempt {attempt_id} was given up")
     inputs = await claims.inputs(conn, assignment) if assignment.has_inputs else {}
     prompt = results.fill_prompt(assignment.prompt or "", results.placeholders(inputs))
+    prompt = await prompt_of(conn, assignment, prompt)
     return {"attempt": attempt_id, "prompt": prompt, "inputs": inputs}
 
 
-async def begin(conn: Connection, attempt_id: int, said: Mapping[str, Any]) -> None:
-    """Let the copy of a job that has *said* so begin. Raises `StaleAttempt` or `NotFound`."""
-    job, node = said.get("job"), said.get("node")
-    answer = await jobs.begin_job(conn, attempt_id, said["copy"], job, node)
+async def begin(conn: Connection, attempt_id: int, message: Mapping[str, Any]) -> None:
+    """Let the copy of a job that sent *message* begin. Raises `StaleAttempt` or `NotFound`."""
+    job, node = message.get("job"), message.get("node")
+    answer = await jobs.begin_job(conn, attempt_id, message["copy"], job, node)
     if refused := answer.refusal():
         raise refused
 
@@ -116,8 +122,8 @@ async def answer_exit(
 
 async def _checked(conn: Connection, attempt_id: int, signed: Signed, act: Act) -> dict[str, Any]:
     """Return what a job says, once its signature was checked; record it when that is wrong."""
-    known = attempt_id <= _HIGHEST
-    secret = await jobs.secret_of(conn, attempt_id) if known else None
+    is_id = attempt_id <= _HIGHEST
+    secret = await jobs.secret_of(conn, attempt_id) if is_id else None
     if secret is None:
         raise NotFound(f"there is no attempt {attempt_id}")
     if "webhook-signature" not in signed.headers:
@@ -133,11 +139,11 @@ async def _checked(conn: Connection, attempt_id: int, signed: Signed, act: Act) 
 def _shaped(message: Any, attempt_id: int, act: Act) -> dict[str, Any]:
     """Return the members that are of use. Raises `WrongShape`."""
     schema = _SCHEMAS[act]
-    found = list(faults(message, schema))
-    if not found and message["attempt"] != attempt_id:
-        found = [Fault("attempt", message["attempt"], str(attempt_id))]
-    if found:
-        raise WrongShape(found)
+    violations = list(faults(message, schema))
+    if not violations and message["attempt"] != attempt_id:
+        violations = [Fault("attempt", message["attempt"], str(attempt_id))]
+    if violations:
+        raise WrongShape(violations)
     return {name: message.get(name) for name in schema["properties"]}
 
 
@@ -148,14 +154,14 @@ def spooled_begins(folder: Path, attempt_id: int, secret: str) -> list[dict[str,
     """
     prefix, suffix = _BEGIN.split("{}")
     with_answer = {path.name for path in folder.glob(_ANSWER.format("*"))}
-    asked = []
+    requests = []
     for path in sorted(folder.glob(_BEGIN.format("*")))[:_MOST_COPIES]:
         copy = path.name.removeprefix(prefix).removesuffix(suffix)
         if _ANSWER.format(copy) not in with_answer:
-            said = _spooled(folder, path.name, attempt_id, secret, "begin")
-            if said and said["copy"] == copy:
-                asked.append(said)
-    return asked
+            message = _spooled(folder, path.name, attempt_id, secret, "begin")
+            if message and message["copy"] == copy:
+                requests.append(message)
+    return requests
 
 
 def answer_spooled(folder: Path, copy: str, refused: str | None) -> None:

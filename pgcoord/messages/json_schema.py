@@ -59,8 +59,8 @@ def _faults_in_object(
         if name in properties:
             yield from faults(member, properties[name], _join(field, name), depth)
         elif schema.get("additionalProperties", True) is False:
-            known = f"one of {', '.join(properties)}" if properties else "nothing"
-            yield Fault(_join(field, name), None, f"{known}; it is unknown")
+            names = f"one of {', '.join(properties)}" if properties else "nothing"
+            yield Fault(_join(field, name), None, f"{names}; it is unknown")
         elif not _is_text(name):
             yield Fault(field, name, "names without NUL or unpaired surrogates")
         else:

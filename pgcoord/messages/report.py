@@ -126,12 +126,12 @@ class _Checked:
 
 def _shaped(report: Any) -> dict[str, Any]:
     """The members of a report that are stored. Raises `WrongShape`."""
-    if found := list(faults(report, SCHEMA)):
-        raise WrongShape(found)
+    if violations := list(faults(report, SCHEMA)):
+        raise WrongShape(violations)
     return {name: report[name] for name in SCHEMA["properties"] if report.get(name) is not None}
 
 
-class Kept(NamedTuple):
+class SpooledReport(NamedTuple):
     """A report that could not be sent."""
 
     message_id: str
@@ -140,8 +140,8 @@ class Kept(NamedTuple):
 
 def spool(folder: Path, signed: Signed) -> None:
     """Keep a report in the folder of its run, for a coordinator to take. Blocks; raises OSError."""
-    kept = {"headers": dict(signed.headers), "body": signed.body.decode()}
-    plain_files.write_plain(folder, _SPOOLED, json.dumps(kept).encode())
+    content = {"headers": dict(signed.headers), "body": signed.body.decode()}
+    plain_files.write_plain(folder, _SPOOLED, json.dumps(content).encode())
 
 
 def remove_spooled(folder: Path) -> None:
@@ -149,7 +149,7 @@ def remove_spooled(folder: Path) -> None:
     (folder / _SPOOLED).unlink(missing_ok=True)
 
 
-def spooled(folder: Path, secret: str) -> Kept | None:
+def spooled(folder: Path, secret: str) -> SpooledReport | None:
     """The report that is kept in the folder of a run, when *secret* signed it, however long ago.
 
     Raises `NotSigned` when it did not, or `NotJson`, `WrongShape`, whatever lies there instead.
@@ -160,4 +160,4 @@ def spooled(folder: Path, secret: str) -> Kept | None:
         return None
     except OSError as error:
         raise NotJson(f"it cannot be read: {error.strerror}") from error
-    return Kept(message_id, _shaped(report))
+    return SpooledReport(message_id, _shaped(report))

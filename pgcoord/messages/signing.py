@@ -32,9 +32,9 @@ class NotJson(InvalidInput):
 class WrongShape(InvalidInput):
     """JSON that does not look as it should; `faults` holds every fault."""
 
-    def __init__(self, found: Sequence[Fault]) -> None:
-        super().__init__("; ".join(map(str, found[:5])))
-        self.faults = tuple(found)
+    def __init__(self, violations: Sequence[Fault]) -> None:
+        super().__init__("; ".join(map(str, violations[:5])))
+        self.faults = tuple(violations)
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Signed:
             raise NotSigned(f"the signature is not valid: {error}") from error
         except (ValueError, TypeError, OverflowError) as error:
             raise NotSigned("the signature is malformed") from error
-        given = self.headers.get("x-hub-signature-256", "")
-        wanted = "sha256=" + hmac.new(secret.encode(), self.body, hashlib.sha256).hexdigest()
-        return hmac.compare_digest(given.encode(), wanted.encode())
+        signature = self.headers.get("x-hub-signature-256", "")
+        expected = "sha256=" + hmac.new(secret.encode(), self.body, hashlib.sha256).hexdigest()
+        return hmac.compare_digest(signature.encode(), expected.encode())
 
 
 def is_secret(text: str) -> bool:
@@ -128,11 +128,11 @@ def read_spooled(folder: Path, name: str, secret: str, most: int) -> tuple[str, 
     Raises `OSError`, `NotSigned`, `NotJson`.
     """
     try:
-        kept = parse_json(plain_files.read_plain(folder, name, most))
-        headers, body = kept["headers"], kept["body"].encode()
+        message = parse_json(plain_files.read_plain(folder, name, most))
+        headers, body = message["headers"], message["body"].encode()
         at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
-        wanted = Webhook(secret).sign(headers["webhook-id"], at, body.decode())
-        if not hmac.compare_digest(wanted, headers["webhook-signature"]):
+        expected = Webhook(secret).sign(headers["webhook-id"], at, body.decode())
+        if not hmac.compare_digest(expected, headers["webhook-signature"]):
             raise NotSigned("it is not signed by the secret of its attempt")
         return headers["webhook-id"], parse_json(body)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:

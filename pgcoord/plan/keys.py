@@ -35,6 +35,9 @@ _LISTED_FILE = re.compile(
     r"`(?P<code>[^`\s,:]+)(?::[^`]*)?`|(?<!\S)(?P<bare>[\w./-]*[\w-][./][\w./-]*\w)(?!\w)"
 )
 
+# What says that a phase depends on no other.
+NO_PHASES = ("none", "nothing", "n/a", "-", "–", "—")  # noqa: RUF001
+
 _DEPENDENCY = re.compile(rf"(?:phases?\s+)?({NUMBER})", re.IGNORECASE)
 
 _KEY_LINE = re.compile(
@@ -53,8 +56,8 @@ def listed_files(body: list[str], start: int) -> tuple[int, tuple[str, ...]] | N
             continue
         below = next((j for j in range(i + 1, len(body)) if not is_blank(body[j])), len(body))
         items = list(takewhile(bool, (_ELEMENT.match(line.rstrip()) for line in body[below:])))
-        found = [_LISTED_FILE.search(item["text"]) for item in items if item]
-        names = tuple(dict.fromkeys(name["code"] or name["bare"] for name in found if name))
+        matches = [_LISTED_FILE.search(item["text"]) for item in items if item]
+        names = tuple(dict.fromkeys(name["code"] or name["bare"] for name in matches if name))
         if names:
             return i, names
     return None
@@ -126,9 +129,13 @@ def read_keys(
 
 def _read_value(key: str, match: re.Match[str]) -> Any:
     if key not in KEYS:
-        hint = did_you_mean(key, [known.capitalize() for known in KEYS])
+        # Nobody means "Gate" by "After".
+        meant = "depends on" if re.match(r"after|needs?|requires?|blocked by|prereq", key) else key
+        hint = did_you_mean(meant, [name.capitalize() for name in KEYS])
         raise ValueError(f"unknown key{hint}; if it is text, put a blank line before it")
     value = match["value"].strip()
+    if key == "depends on":
+        return read_dependencies(value.strip("*_ ").rstrip("."))
     if match["markup"]:
         raise ValueError(f'expected it without markup: "{key.capitalize()}: value"')
     return KEYS[key](value)
@@ -136,7 +143,7 @@ def _read_value(key: str, match: re.Match[str]) -> Any:
 
 def read_dependencies(value: str) -> tuple[int, ...]:
     """Return the numbers of phases in *value*. Raises `ValueError`."""
-    if value.lower() == "none":
+    if value.lower() in NO_PHASES:
         return ()
     numbers = []
     for item in re.split(r",\s*and\b|,|\band\b", value):

@@ -2,23 +2,53 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
-from pgcoord.plan.headings import NAMES_PHASE, Heading
-from pgcoord.plan.keys import NUMBER, read_dependencies
-from pgcoord.plan.model import Problem
+from pgcoord.plan.headings import NAMES_PHASE, Heading, outside_of_code
+from pgcoord.plan.keys import NO_PHASES, NUMBER, is_blank, number_of, read_dependencies
+from pgcoord.plan.model import Problem, Section
 
 # A line of prose, or the end of a title, that names the prerequisites of a phase.
+_WORDS = (
+    r"depends? on|dependenc(?:y|ies)|deps|prerequisites?|prereqs?|blocked by|requires|needs|after"
+    r"|builds on|waits for|abhängig von|hängt ab von|dépend de|depende de"
+)
 _NEED = re.compile(
     r" {0,3}(?:>[ ]?)?(?:[-+*][ \t]+)?[*_]*"
-    r"(?P<key>depends? on|dependenc(?:y|ies)|prerequisites?|blocked by)"
-    r"[*_]*[ \t]*:[*_]*(?P<value>.*)",
+    rf"(?P<key>{_WORDS})[*_]*[ \t]*(?P<colon>[:：]?)[*_]*(?P<value>.*)",  # noqa: RUF001
     re.IGNORECASE,
 )
 
 NEED_OF_TITLE = re.compile(
-    r"\s*[(\[]\s*depends? on:?\s*(?P<value>[^()\[\]]*)[)\]]\s*$", re.IGNORECASE
+    rf"\s*[(\[]\s*(?P<key>{_WORDS}):?\s+(?P<value>[^()\[\]]*)[)\]]\s*$", re.IGNORECASE
 )
+
+# A line that only says that prerequisites follow: a heading, or what introduces a list.
+_LABEL = re.compile(
+    r"\s*(?:#{1,6}\s+)?[*_]*(?:depends? on|dependenc(?:y|ies)|prerequisites?|blocked by)[*_]*"
+    r"[ \t]*:?[*_]*",
+    re.IGNORECASE,
+)
+_NAMES_FIRST = re.compile(
+    rf"\s*(?:(?:[-+*]|[0-9]+[.)])\s+)?\W*phases?\s+(?:{NUMBER})\b", re.IGNORECASE
+)
+
+_PHASES = (
+    rf"phases?\s+(?:{NUMBER})\b(?:\s*(?:,|&|and\b)\s*(?:and\s+)?(?:phases?\s+)?(?:{NUMBER})\b)*"
+)
+
+# What may say of a phase that it comes after others, and is not read: a sentence, a label, a table.
+_MENTIONS = (
+    re.compile(
+        r"\b(?:depend\w*|block(?:ed|er)\w*|requir\w+|needs?|after|once|prerequisites?"
+        rf"|builds? on|waits?)\b[^.|]{{0,60}}?\b(?P<phases>{_PHASES})",
+        re.IGNORECASE,
+    ),
+    re.compile(rf"\W*[^\W\d][^:：|]{{0,30}}[:：][*_]*\s*(?P<phases>{_PHASES})\W*$", re.IGNORECASE),  # noqa: RUF001
+    re.compile(rf"\s*\|.*\b(?P<phases>{_PHASES})", re.IGNORECASE),
+)
+_NUMBER = re.compile(rf"\b(?:{NUMBER})\b", re.IGNORECASE)
 
 # Text that says of one phase that it comes after another.
 _SAYS_NEED = re.compile(
@@ -64,12 +94,12 @@ def read_needs(
     Return the title without them. Prose that names no phase ("Dependencies: numpy") is ignored.
     """
     found = NEED_OF_TITLE.search(title)
-    needs = [(line, found["value"])] if found and _names_phases(found["value"], True) else []
+    found = found if found and _names_phases(found["value"], _is_certain(found["key"])) else None
+    needs = [(line, found["value"])] if found else []
     needs += [(first_line + i, match["value"]) for i, match in needs_of_prose(body)]
     for number, text in needs:
-        value = text.strip().strip("*_").rstrip(".").strip()
         try:
-            read = read_dependencies(value)
+            read = read_dependencies(_plain(text))
         except ValueError as error:
             problems.append((number, f"Depends on: {error}"))
             continue
@@ -79,24 +109,71 @@ def read_needs(
             problems.append(
                 (number, f"Depends on: line {keys['depends on'][0]} says something else")
             )
+    expected = "Depends on: expected its phases on one line, such as 'Depends on: 1, 2'"
+    problems += [(first_line + i, expected) for i in _labels_of_lists(body)]
     return title[: found.start()] if found else title
+
+
+def unread_needs(section: Section, lines: list[str]) -> Iterator[Problem]:
+    """Find what may say that a phase comes after others than the one before it, and is not read.
+
+    *lines*: those of its heading and its text. A phase that says what it depends on has said all.
+    """
+    if "depends on" in section.keys:
+        return
+    for i, text in outside_of_code(lines):
+        for pattern in _MENTIONS if "phase" in text.lower() else ():
+            if match := pattern.search(text) if pattern is _MENTIONS[0] else pattern.match(text):
+                numbers = {number_of(each[0]) for each in _NUMBER.finditer(match["phases"])}
+                if not numbers or max(numbers) >= section.number or numbers == {section.number - 1}:
+                    continue
+                said = " ".join(match["phases"].split())
+                yield (
+                    section.line + i,
+                    f"{said!r:.60} is not read as a dependency of phase {section.number}:"
+                    " if it is one, say it by 'Depends on: …' below the heading",
+                )
+                break
+
+
+def _plain(text: str) -> str:
+    return text.strip().strip("*_").rstrip(".").strip()
+
+
+def _is_certain(key: str) -> bool:
+    return key.lower().startswith("depend") and key.lower().endswith("on")
 
 
 def _names_phases(text: str, is_certain: bool) -> bool:
     """Whether the value of "Depends on" in prose names phases, or none of them."""
-    value = text.strip().strip("*_").rstrip(".").strip()
+    value = _plain(text)
     names = re.search(r"\bphases?\b|^[0-9 ,]+$", value, re.IGNORECASE)
-    return bool(names or value.lower() == "none" or (is_certain and re.search("[0-9]", value)))
+    return bool(names or value.lower() in NO_PHASES or (is_certain and re.search("[0-9]", value)))
+
+
+def _is_need(match: re.Match[str]) -> bool:
+    """Whether a line that begins like one names prerequisites; a mere sentence only if no more."""
+    key = match["key"].lower()
+    if match["colon"] and not re.match(r"requires|needs|after|builds|waits", key):
+        return _names_phases(match["value"], _is_certain(key))
+    try:
+        return bool(read_dependencies(_plain(match["value"]))) and bool(
+            match["colon"] or re.match(r"phases?\b", match["value"], re.IGNORECASE)
+        )
+    except ValueError:
+        return False
 
 
 def needs_of_prose(body: Sequence[str]) -> Iterator[tuple[int, re.Match[str]]]:
     """Yield each line of *body* that names prerequisites: its index, and a match with `value`."""
-    fence = ""
-    for i, text in enumerate(body):
-        mark = re.match(r" {0,3}(```+|~~~+)", text)
-        if mark and (not fence or mark[1].startswith(fence)):
-            fence = "" if fence else mark[1]
-        elif not fence and (match := _NEED.match(text.rstrip("\r\n"))):
-            is_certain = match["key"].lower().startswith("depend") and "on" in match["key"].lower()
-            if _names_phases(match["value"], is_certain):
-                yield i, match
+    for i, text in outside_of_code(body):
+        if (match := _NEED.fullmatch(text)) and _is_need(match):
+            yield i, match
+
+
+def _labels_of_lists(body: Sequence[str]) -> Iterator[int]:
+    """Yield the index of each line that introduces a list of phases as prerequisites."""
+    lines = [(i, text) for i, text in outside_of_code(body) if not is_blank(text)]
+    for (i, text), (_, following) in pairwise(lines):
+        if _LABEL.fullmatch(text.rstrip()) and _NAMES_FIRST.match(following):
+            yield i

@@ -11,20 +11,20 @@ from pgcoord.plan.model import PlannedPhase, Problem, Section
 _PARAMETER = re.compile(r"\{\{param\.[\w-]+\}\}|\{param\.([\w-]+)\}", re.ASCII)
 
 
-def faults_in_parameters(lines: list[str], given: Mapping[str, str]) -> Iterator[Problem]:
-    """Find parameters without a value in *given*, and values that no parameter uses."""
+def faults_in_parameters(lines: list[str], parameters: Mapping[str, str]) -> Iterator[Problem]:
+    """Find parameters without a value in *parameters*, and values that no parameter uses."""
     used = set()
     for number, line in enumerate(lines, 1):
         for match in _PARAMETER.finditer(line):
             name = match[1]
-            if name is not None and name not in given:
+            if name is not None and name not in parameters:
                 yield (
                     number,
                     f"{match[0]} has no value: 'run', 'submit' and 'schedule' take one by"
                     f" --set {name}=VALUE; {{{match[0]}}} is this text itself",
                 )
             used.add(name)
-    for name in given:
+    for name in parameters:
         if name not in used:
             hint = did_you_mean(name, sorted(each for each in used if each))
             yield 1, f"--set {name}: there is no {{param.{name}}} in the plan{hint}"

@@ -24,13 +24,14 @@ from pgcoord.plan.headings import (
     ends_of,
     extent_of,
     lost_headings,
+    other_lines,
     other_phases,
     read_headings,
     split_lines,
 )
 from pgcoord.plan.keys import is_blank, key_lines, listed_files, number_of, read_keys
 from pgcoord.plan.model import Plan, PlannedPhase, Problem, Section
-from pgcoord.plan.needs import read_needs, unread_dependencies
+from pgcoord.plan.needs import read_needs, unread_dependencies, unread_needs
 from pgcoord.plan.parameters import faults_in_parameters, fill, fill_phase, unfilled_names
 
 MOST_PHASES = 200
@@ -82,10 +83,13 @@ def parse_plan(
         starts = [each for each in headings if each.tag == "h2" and PHASE_LIKE.match(each.text)]
         problems += lost_headings(tokens, lines, {each.start for each in headings})
         problems += other_phases(headings, starts)
-        found, description = _read_front(tokens, headings, starts, lines, problems, title)
+        full_title, description = _read_front(tokens, headings, starts, lines, problems, title)
         description, budget = _take_budget(description, lines, problems)
         sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
         notes += unread_dependencies(lines, starts)
+        for each in sections:
+            notes += unread_needs(each, lines[each.line - 1 : each.body[1] - 1])
+        notes += other_lines(lines, starts, {each.number for each in sections})
         sections = _renumbered(sections, notes)
         problems += faults_in_order(sections)
         problems += faults_in_dependencies(sections)
@@ -99,10 +103,10 @@ def parse_plan(
         )
     phases = sorted((_phase(section) for section in sections), key=lambda phase: phase.number)
     if parameters is not None:
-        found, description = fill(found, parameters), fill(description, parameters)
+        full_title, description = fill(full_title, parameters), fill(description, parameters)
         phases = [fill_phase(phase, parameters) for phase in phases]
     return Plan(
-        title=found,
+        title=full_title,
         description=description,
         phases=tuple(phases),
         notes=tuple(f"{name}:{line}: {note}" for line, note in sorted(notes)),
@@ -208,7 +212,7 @@ def _read_sections(
     takes_done: bool,
 ) -> list[Section]:
     """Read each phase, up to the next heading of `ends_of`."""
-    taken = {each.start for each in starts}
+    starting = {each.start for each in starts}
     ends = ends_of(headings, starts)
     sections = []
     for heading in starts:
@@ -216,7 +220,7 @@ def _read_sections(
         end = following.start if following else len(lines)
         body = lines[heading.end : end]
         sections.append(_read_section(heading, body, problems, takes_done))
-        if following and following.start not in taken:
+        if following and following.start not in starting:
             note = f"{following.text!r:.60} is not part of phase {sections[-1].number}, nor of any"
             notes.append((following.start + 1, note))
     if len(sections) > MOST_PHASES:

@@ -65,11 +65,11 @@ class Analysis:
         The prerequisites of a wave are in earlier waves; a phase that can never start is in none.
         """
         waves: list[list[int]] = []
-        left = {each.number: len(each.needs) for each in self.phases}
-        wave = [number for number, count in left.items() if not count]
+        open_needs = {each.number: len(each.needs) for each in self.phases}
+        wave = [number for number, count in open_needs.items() if not count]
         while wave:
             waves.append(sorted(wave))
-            wave = [each for number in waves[-1] for each in self._met(number, left)]
+            wave = [each for number in waves[-1] for each in self._met(number, open_needs)]
         return waves
 
     @cached_property
@@ -80,11 +80,11 @@ class Analysis:
                 needed_by[number].append(phase.number)
         return needed_by
 
-    def _met(self, number: int, left: dict[int, int]) -> Iterator[int]:
-        """Subtract the completed *number* from *left*; yield the phases that need no other."""
+    def _met(self, number: int, open_needs: dict[int, int]) -> Iterator[int]:
+        """Subtract the completed *number* from *open_needs*; yield the phases then without any."""
         for each in self._needed_by[number]:
-            left[each] -= 1
-            if not left[each]:
+            open_needs[each] -= 1
+            if not open_needs[each]:
                 yield each
 
     @cached_property
@@ -126,8 +126,8 @@ class Analysis:
         """The duration with the given slots, if no other feature runs."""
         if self.hours is None or not self.slots or len(self._in_order) < len(self.phases):
             return None
-        left = {each.number: len(each.needs) for each in self.phases}
-        ready = [number for number, count in left.items() if not count]
+        open_needs = {each.number: len(each.needs) for each in self.phases}
+        ready = [number for number, count in open_needs.items() if not count]
         running: list[tuple[float, int]] = []
         now = 0.0
         while ready or running:
@@ -135,7 +135,7 @@ class Analysis:
                 number = heapq.heappop(ready)
                 heapq.heappush(running, (now + self._length(self.by_number[number]), number))
             now, number = heapq.heappop(running)
-            for each in self._met(number, left):
+            for each in self._met(number, open_needs):
                 heapq.heappush(ready, each)
         return round(now, 2)
 

@@ -19,7 +19,7 @@ from pgcoord.errors import PlannerFailed
 from pgcoord.planner.structure import Feature
 
 # Last bytes of stderr that an error quotes.
-_KEPT = 2_000
+_MOST_STDERR = 2_000
 
 # Paths of the repository in the request.
 _MOST_PATHS = 4_000
@@ -85,13 +85,13 @@ async def ask(settings: Planner, folder: Path, environment: Mapping[str, str], t
     Raises `PlannerFailed` when it cannot be started, fails, or exceeds a limit of time or output.
     All its processes have ended when this returns, raises or is cancelled.
     """
-    said = bytearray()
+    complaints = bytearray()
     async with _running(settings.command, folder, environment, text.encode()) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         async with _reader(process.stdout) as out, _reader(process.stderr) as errors:
             reading = asyncio.ensure_future(_read(out, settings.max_answer))
-            complaining = asyncio.ensure_future(_read_end(errors, said))
+            complaining = asyncio.ensure_future(_read_end(errors, complaints))
             ending = asyncio.ensure_future(asyncio.to_thread(_await_end, process.pid))
             try:
                 async with asyncio.timeout(settings.timeout.total_seconds()):
@@ -109,7 +109,7 @@ async def ask(settings: Planner, folder: Path, environment: Mapping[str, str], t
                 for task in (reading, complaining):
                     task.cancel()
                 await asyncio.gather(reading, complaining, ending, return_exceptions=True)
-    return _checked(answer, process.returncode, bytes(said))
+    return _checked(answer, process.returncode, bytes(complaints))
 
 
 def _too_long(settings: Planner, *, ended: bool) -> str:
@@ -125,16 +125,16 @@ async def _running(
     command: Sequence[str], folder: Path, environment: Mapping[str, str], text: bytes
 ) -> AsyncIterator[subprocess.Popen[bytes]]:
     """Run the command in a session of its own; end its process group with the block."""
-    with tempfile.TemporaryFile() as given:
-        given.write(text)
-        given.seek(0)
+    with tempfile.TemporaryFile() as prompt_file:
+        prompt_file.write(text)
+        prompt_file.seek(0)
         try:
             # Not asyncio's, which reaps the process at once: its group id could be reused.
             process = subprocess.Popen(  # noqa: ASYNC220
                 command,
                 cwd=folder,
                 env=environment,
-                stdin=given,
+                stdin=prompt_file,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
@@ -187,16 +187,16 @@ async def _read(reader: asyncio.StreamReader, most: int) -> bytes:
     return bytes(answer)
 
 
-async def _read_end(reader: asyncio.StreamReader, said: bytearray) -> None:
+async def _read_end(reader: asyncio.StreamReader, errors: bytearray) -> None:
     while chunk := await reader.read(_CHUNK):
-        said += chunk
-        del said[:-_KEPT]
+        errors += chunk
+        del errors[:-_MOST_STDERR]
 
 
-def _checked(answer: bytes, status: int | None, said: bytes) -> str:
+def _checked(answer: bytes, status: int | None, stderr: bytes) -> str:
     """Return the output as text. Raises `PlannerFailed` unless the command succeeded."""
     if status:
-        last = said.decode(errors="replace").strip().splitlines()[-3:]
+        last = stderr.decode(errors="replace").strip().splitlines()[-3:]
         how = f"with status {status}" if status > 0 else f"by {signal.Signals(-status).name}"
         raise PlannerFailed(
             "\n".join([f"the planner command ended {how}", *last]),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from pgcoord.plan.headings import KINDS
 from pgcoord.planner.layers import WORDS, layer_of
 from pgcoord.planner.references import key_of, without_marks
 
@@ -31,21 +32,27 @@ _HOURS = re.compile(
 )
 
 PREFIX = re.compile(
-    r"\s*(?:\*\*|__)?(phase|step|task|part|stage|milestone)\s+(\d{1,3})\s*(?:[:.)–—]|-(?=\s))\s*",  # noqa: RUF001
+    rf"\s*(?:\*\*|__)?({KINDS})\s*(\d{{1,3}})[*_]*\s*(?:[:：.)–—]|-(?=\s))\s*",  # noqa: RUF001
     re.IGNORECASE,
 )
 
 # The prerequisites that a piece of work names: "(depends on [1, 2])", "after step 3".
-_KINDS = r"(?:(?:phase|step|task|part|item|stage|milestone|pr)s?\s+)"
+_KINDS = rf"(?:(?:{KINDS})s?\s*(?=[\d#]))"
 _NUMBERS = (
     rf"\[?\s*#?\d{{1,3}}(?:\s*(?:,\s*and\b|,|\band\b|&|\+|-|–|to\b|through\b)\s*{_KINDS}?#?\d{{1,3}})*"  # noqa: RUF001
     r"(?!\d)\s*\]?"
 )
-_NEEDS = r"(?:depends? on|needs|requires|after|once|blocked by):?[*_]*"
+STATED = (
+    r"depends? on|blocked by|dependenc(?:y|ies)|prerequisites?"
+    r"|abhängig von|hängt ab von|dépend de|depende de|依存|前提"
+)
+_NEEDS = rf"(?:{STATED}|needs|requires|after|once|nach|benötigt|après|después de)[*_]*[:：]?[*_]*"  # noqa: RUF001
 _AFTER = re.compile(
-    rf" ?[\[(](?:[^\])]{{0,40}}[,;])? ?{_NEEDS}\s+{_KINDS}?({_NUMBERS})[^\])]{{0,80}}[\])]"
-    rf"|[*_]*\b{_NEEDS}\s+{_KINDS}({_NUMBERS})",
-    re.IGNORECASE,
+    rf" ?[\[(](?:[^\])]{{0,40}}[,;])? ?{_NEEDS}\s*{_KINDS}?({_NUMBERS})[^\])]{{0,80}}[\])]"
+    rf"|[*_]*(?<![^\W_]){_NEEDS}\s*{_KINDS}({_NUMBERS})"
+    # On a line of its own, numbers alone will do.
+    rf"|^[ \t]*(?:[-*+>][ \t]+)?[*_]*(?:{STATED})[*_]*[:：][*_]*[ \t]*({_NUMBERS})[ \t*_.]*$",  # noqa: RUF001
+    re.IGNORECASE | re.MULTILINE,
 )
 _NONE_NEEDED = re.compile(
     r" ?[\[(](?:blocking all|no dependenc(?:y|ies)|independent|depends on:? (?:nothing|none))"
@@ -210,7 +217,7 @@ def _item(piece: Piece) -> tuple[Item, bool]:
 def prerequisites(piece: Piece, text: str) -> tuple[int, ...] | None:
     """Return the numbers of the items that a piece comes after; None if it says nothing of that."""
     if named := list(_AFTER.finditer(text)):
-        return numbers_in(" ".join(each[1] or each[2] for each in named))
+        return numbers_in(" ".join(each[1] or each[2] or each[3] for each in named))
     if piece.needs:
         return tuple(int(each) for each in piece.needs.split() if each != "none")
     return () if _NONE_NEEDED.search(text) else None
@@ -218,11 +225,11 @@ def prerequisites(piece: Piece, text: str) -> tuple[int, ...] | None:
 
 def numbers_in(text: str) -> tuple[int, ...]:
     """Return the numbers in *text*, each once, those of ranges such as 2-4 as well."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     for match in re.finditer(r"(\d{1,3})(?:\s*(?:-|–|to|through)\s*(\d{1,3}))?", text):  # noqa: RUF001
         first, last = int(match[1]), int(match[2] or match[1])
-        found |= {first, last, *range(first, last)}
-    return tuple(sorted(found))
+        numbers |= {first, last, *range(first, last)}
+    return tuple(sorted(numbers))
 
 
 def _layer(piece: Piece, lead: str, text: str, files: tuple[str, ...]) -> str | None:
@@ -283,8 +290,8 @@ def _shortened(text: str) -> str:
 
 def files_in(text: str) -> tuple[str, ...]:
     """Return the relative paths of files that *text* names, in order, each once."""
-    found = (match[0].rstrip(".:").removeprefix("./") for match in _PATH.finditer(text))
-    return tuple(dict.fromkeys(each for each in found if _is_file(each)))
+    paths = (match[0].rstrip(".:").removeprefix("./") for match in _PATH.finditer(text))
+    return tuple(dict.fromkeys(each for each in paths if _is_file(each)))
 
 
 def _is_file(path: str) -> bool:
@@ -294,8 +301,8 @@ def _is_file(path: str) -> bool:
     stem, dot, ending = name.rpartition(".")
     if not dot:
         return name in _UNENDING
-    known = ending.lower() in _ENDINGS and name.lower() not in _PRODUCTS
-    return known and bool(stem or folders) and ".." not in folders.split("/")
+    is_known = ending.lower() in _ENDINGS and name.lower() not in _PRODUCTS
+    return is_known and bool(stem or folders) and ".." not in folders.split("/")
 
 
 def read_prose(text: str, title: str) -> tuple[tuple[Item, ...], str]:
@@ -319,13 +326,13 @@ def read_prose(text: str, title: str) -> tuple[tuple[Item, ...], str]:
         item = replace(items[0], text=whole, files=files, layer=named or "core", is_sure=False)
         return (item,), ""
     rest = [each for each in sentences if each not in work]
-    found: list[Item] = []
+    all_items: list[Item] = []
     before = 0
     for sequence, sentence in enumerate(work, 1):
         clauses = _clauses(sentence, before, sequence)
         before = len(clauses)
-        found += clauses
-    return tuple(found), " ".join(rest)
+        all_items += clauses
+    return tuple(all_items), " ".join(rest)
 
 
 def _clauses(sentence: str, before: int = 0, sequence: int = 0) -> list[Item]:
@@ -364,13 +371,13 @@ def _split(sentence: str) -> list[tuple[str, str]]:
             parts[-1] = parts[-1][0], stop
         else:
             parts.append((start, stop))
-    found: list[tuple[str, str]] = []
+    pieces: list[tuple[str, str]] = []
     for start, stop in parts:
         part = sentence[start:stop].strip()
         files = files_in(part)
-        layer = layer_of(part, files, surely=True) or (found[-1][1] if found else None)
-        found.append((part, layer or layer_of(part, files) or "core"))
-    return found
+        layer = layer_of(part, files, surely=True) or (pieces[-1][1] if pieces else None)
+        pieces.append((part, layer or layer_of(part, files) or "core"))
+    return pieces
 
 
 def _stands_alone(before: str, clause: str) -> bool:

@@ -19,11 +19,11 @@ def find_needs(work: list[Piece], text: str) -> tuple[list[Piece], list[str]]:
     stated: list[str] = []
     notes = []
     for piece in work:
-        known, unknown = keys_needed(piece.text, keys)
-        known = [each for each in known if each != piece.key]
+        keys_found, unknown = keys_needed(piece.text, keys)
+        keys_found = [each for each in keys_found if each != piece.key]
         by_number = prerequisites(piece, piece.text)
         old = [i for i, each in enumerate(work) if each.number and each.number in (by_number or ())]
-        numbers = sorted({keys.index(each) + 1 for each in known} | {i + 1 for i in old})
+        numbers = sorted({keys.index(each) + 1 for each in keys_found} | {i + 1 for i in old})
         none = by_number is not None and not numbers and not unknown
         stated.append("none" if none else " ".join(map(str, numbers)))
         notes += [
@@ -32,7 +32,7 @@ def find_needs(work: list[Piece], text: str) -> tuple[list[Piece], list[str]]:
         ]
     if any(stated) or any(each.is_parallel for each in work):
         stated = _in_order(work, stated)
-    found = [
+    all_needs = [
         each._replace(
             number=i,
             sequence=0 if stated[i - 1] else -1,
@@ -42,7 +42,7 @@ def find_needs(work: list[Piece], text: str) -> tuple[list[Piece], list[str]]:
         )
         for i, each in enumerate(work, 1)
     ]
-    return _drawn(found, text), notes
+    return _drawn(all_needs, text), notes
 
 
 def _in_order(work: list[Piece], stated: list[str]) -> list[str]:
@@ -51,12 +51,12 @@ def _in_order(work: list[Piece], stated: list[str]) -> list[str]:
     level: list[int] = []
     below: list[int] = []
     beside = True
-    for number, (piece, said) in enumerate(zip(work, stated, strict=True), 1):
+    for number, (piece, statement) in enumerate(zip(work, stated, strict=True), 1):
         if not (piece.is_parallel and beside and level):
             below, level = level, []
         level.append(number)
         beside = piece.is_parallel
-        needs.append(said or " ".join(map(str, below)) or "none")
+        needs.append(statement or " ".join(map(str, below)) or "none")
     return needs
 
 
@@ -93,17 +93,17 @@ def _place_of(label: str, node: str, work: list[Piece]) -> int | None:
     """Return the index of the piece of work that a node of a graph stands for."""
     match = NUMBERED.match(without_markup(label))
     title = match["title"] if match and match["title"] else label
-    wanted = " ".join(without_markup(title).casefold().split())
+    words = " ".join(without_markup(title).casefold().split())
     key = key_of(label)
     for index, each in enumerate(work):
         if key and each.key == key:
             return index
-        if wanted and wanted == " ".join(without_markup(each.lead).casefold().split()):
+        if words and words == " ".join(without_markup(each.lead).casefold().split()):
             return index
     number = re.fullmatch(r"(?:phase|step|task|stage|p|s|t)?[ _-]?(\d{1,3})", label.lower())
     if match and match["named"] and match["named"].isdecimal() and not match["minor"]:
         number = re.fullmatch(r"(\d+)", match["named"])
     if not number:
         return None
-    found = [index for index, each in enumerate(work) if each.number == int(number[1])]
-    return found[0] if len(found) == 1 else None
+    indexes = [index for index, each in enumerate(work) if each.number == int(number[1])]
+    return indexes[0] if len(indexes) == 1 else None

@@ -69,18 +69,18 @@ def titles(feature: Feature, drafts: Sequence[Draft]) -> list[str]:
     """Return the titles of the phases: of the only work item, else of the layers."""
     if len(drafts) == 1:
         return [title_of(feature.title)]
-    found = [_by_layers(draft) for draft in drafts]
-    repeated = {each for each, count in Counter(found).items() if count > 1}
-    found = [
+    candidates = [_by_layers(draft) for draft in drafts]
+    repeated = {each for each, count in Counter(candidates).items() if count > 1}
+    candidates = [
         _by_items(draft) if title in repeated else title
-        for title, draft in zip(found, drafts, strict=True)
+        for title, draft in zip(candidates, drafts, strict=True)
     ]
     before = Counter[str]()
-    for index, title in enumerate(found):
+    for index, title in enumerate(candidates):
         before[title] += 1
         if before[title] > 1:
-            found[index] = f"{title} ({before[title]})"
-    return found
+            candidates[index] = f"{title} ({before[title]})"
+    return candidates
 
 
 def _by_layers(draft: Draft) -> str:
@@ -124,16 +124,16 @@ def split(feature: Feature, structure: Structure, most: int = MOST_PHASES) -> tu
     """Split a feature into at most *most* phases, each after those it depends on."""
     items = list(structure.items)
     natural = _natural(items, structure.in_prose)
-    wanted = _count(feature, items, natural, most)
-    if len(items) == 1 and wanted > 1 and _is_bug(feature):
-        items = _found_then_fixed(items[0])[:wanted]
+    count = _count(feature, items, natural, most)
+    if len(items) == 1 and count > 1 and _is_bug(feature):
+        items = _reproduction_and_fix(items[0])[:count]
     else:
-        items += _added(items, wanted - natural)
+        items += _added(items, count - natural)
     steps = _steps(items)
-    said = _without_cycles([_said(items, index, steps) for index in range(len(items))])
-    order = _order(items, said, steps)
-    edges = _edges(items, said, order, steps)
-    groups = _put_together(items, order, wanted)
+    needs = _without_cycles([_stated_needs(items, index, steps) for index in range(len(items))])
+    order = _order(items, needs, steps)
+    edges = _edges(items, needs, order, steps)
+    groups = _put_together(items, order, count)
     return _with_hours(feature.hours or None, _connect(items, edges, groups))
 
 
@@ -164,7 +164,7 @@ def _is_bug(feature: Feature) -> bool:
     return feature.kind == "bug" or _BUG.search(feature.title) is not None
 
 
-def _found_then_fixed(fault: Item) -> list[Item]:
+def _reproduction_and_fix(fault: Item) -> list[Item]:
     """Return the work items for a bug: find the cause, remove it, look for similar places."""
     find = "Find the cause, and reproduce it by a test that fails for that reason"
     cause = Item(f"{find}:\n\n{fault.text}", "Find the cause", "setup", fault.files)
@@ -208,10 +208,10 @@ def _steps(items: Sequence[Item]) -> set[int]:
     for item in items:
         if item.number and item.sequence and item.layer in _STEPPING:
             stages.setdefault(item.sequence, []).append(stage(item.layer))
-    return {sequence for sequence, found in stages.items() if found != sorted(found)}
+    return {sequence for sequence, order in stages.items() if order != sorted(order)}
 
 
-def _said(items: Sequence[Item], index: int, steps: set[int]) -> set[int]:
+def _stated_needs(items: Sequence[Item], index: int, steps: set[int]) -> set[int]:
     """Return the indexes of the items on which the item *index* depends by its own words."""
     item = items[index]
     if item.after is not None:
@@ -232,34 +232,34 @@ def _said(items: Sequence[Item], index: int, steps: set[int]) -> set[int]:
     return set(range(max(0, index - item.then), index))
 
 
-def _without_cycles(said: _Needs) -> _Needs:
+def _without_cycles(needs: _Needs) -> _Needs:
     """Leave out each dependency that would close a cycle with an earlier one."""
-    kept: _Needs = [set() for _ in said]
-    for index, others in enumerate(said):
+    acyclic: _Needs = [set() for _ in needs]
+    for index, others in enumerate(needs):
         for other in sorted(others):
-            if not _leads(kept, other, index):
-                kept[index].add(other)
-    return kept
+            if not _leads(acyclic, other, index):
+                acyclic[index].add(other)
+    return acyclic
 
 
 def _leads(needed: _Needs, start: int, end: int) -> bool:
     """Whether *start* is *end* or depends on it, directly or indirectly."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     open_ones = [start]
     while open_ones:
         index = open_ones.pop()
         if index == end:
             return True
-        if index not in seen:
-            seen.add(index)
+        if index not in visited:
+            visited.add(index)
             open_ones += needed[index]
     return False
 
 
-def _order(items: Sequence[Item], said: _Needs, steps: set[int]) -> list[int]:
+def _order(items: Sequence[Item], needs: _Needs, steps: set[int]) -> list[int]:
     """Order items by their stated dependencies, then by layer, then by their order in the text."""
     as_written = all(each.is_phase or each.sequence in steps for each in items)
-    sorter = TopologicalSorter(dict(enumerate(said)))
+    sorter = TopologicalSorter(dict(enumerate(needs)))
     sorter.prepare()
     ready: list[int] = []
     order = []
@@ -271,10 +271,10 @@ def _order(items: Sequence[Item], said: _Needs, steps: set[int]) -> list[int]:
     return order
 
 
-def _edges(items: Sequence[Item], said: _Needs, order: Sequence[int], steps: set[int]) -> _Needs:
+def _edges(items: Sequence[Item], needs: _Needs, order: Sequence[int], steps: set[int]) -> _Needs:
     """Return the dependencies of each item on items before it, by index."""
     present = {each.layer for each in items}
-    edges = [set(others) for others in said]
+    edges = [set(others) for others in needs]
     for at, index in enumerate(order):
         edges[index] |= {
             other for other in order[:at] if _needs(items[index], items[other], present, steps)
@@ -315,10 +315,10 @@ def _follows(item: Item, before: Item) -> bool:
     )
 
 
-def _put_together(items: Sequence[Item], order: Sequence[int], wanted: int) -> list[list[int]]:
-    """Merge neighbours until there are at most *wanted* groups."""
+def _put_together(items: Sequence[Item], order: Sequence[int], count: int) -> list[list[int]]:
+    """Merge neighbours until there are at most *count* groups."""
     groups = [[index] for index in order]
-    while len(groups) > wanted:
+    while len(groups) > count:
         pairs = enumerate(pairwise(groups))
         _, at = min((_cost(items, [*one, *other]), at) for at, (one, other) in pairs)
         groups[at : at + 2] = [groups[at] + groups[at + 1]]
@@ -391,9 +391,9 @@ def _shares(hours: float, weights: Sequence[float]) -> list[float | None]:
     least = min(2, units // len(weights))
     parts = [max(least, int(each)) for each in exact]
     # Hours lost by rounding go to the phases that lost most; hours gained come from the largest.
-    lost = sorted(range(len(parts)), key=lambda index: (parts[index] - exact[index], index))
-    while (left := units - sum(parts)) > 0:
-        for index in lost[:left]:
+    by_loss = sorted(range(len(parts)), key=lambda index: (parts[index] - exact[index], index))
+    while (missing := units - sum(parts)) > 0:
+        for index in by_loss[:missing]:
             parts[index] += 1
     while sum(parts) > units:
         parts[parts.index(max(parts))] -= 1

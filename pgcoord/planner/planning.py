@@ -80,8 +80,10 @@ class FeaturePlanner:
         template = load_template(self.settings.template)
         structure = read_structure(feature)
         files = repository.list_files(self._folder, self._environment)
-        found = repository.search(self._folder, self._environment, files, terms(feature, structure))
-        return build(feature, found, template, self.settings.max_phases)
+        repository_found = repository.search(
+            self._folder, self._environment, files, terms(feature, structure)
+        )
+        return build(feature, repository_found, template, self.settings.max_phases)
 
 
 async def declared_workflows(conn: Connection) -> Workflows:
@@ -101,13 +103,15 @@ async def plan_stored(planner: FeaturePlanner, connect: Connect, feature_id: int
     `ChangedMeanwhile` when the feature was changed meanwhile.
     """
     async with connect() as conn:
-        found = await plans.feature_to_plan(conn, feature_id)
+        stored = await plans.feature_to_plan(conn, feature_id)
         workflows = await declared_workflows(conn)
-    feature = Feature(found.title, found.description or "", found.estimated_hours, found.item_type)
+    feature = Feature(
+        stored.title, stored.description or "", stored.estimated_hours, stored.item_type
+    )
     planned = await planner.plan(feature, workflows)
     async with connect() as conn:
         changes = {"phases": planned.phases}
-        await actions.change_feature(conn, feature_id, changes, found.version)
+        await actions.change_feature(conn, feature_id, changes, stored.version)
     return planned
 
 
@@ -234,10 +238,10 @@ def _stands_alone(row: dict[str, object]) -> bool:
 
 def _notes(feature: Feature, phases: int, most: int) -> list[str]:
     """Return notes on how a better description would give a better plan."""
-    wanted = min(phases_by_hours(feature.hours), most) if feature.hours else 0
-    if phases >= wanted:
+    by_hours = min(phases_by_hours(feature.hours), most) if feature.hours else 0
+    if phases >= by_hours:
         return []
     return [
-        f"{hours_in_words(feature.hours or 0)} would make {wanted} phases, but the description"
+        f"{hours_in_words(feature.hours or 0)} would make {by_hours} phases, but the description"
         f" names work for {phases}: a list of what is to be done is planned more finely"
     ]

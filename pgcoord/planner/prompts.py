@@ -195,10 +195,10 @@ def _criteria(criteria: Sequence[str], drafts: Sequence[Draft]) -> list[list[str
     needed = {number - 1 for draft in drafts for number in draft.needs}
     code = [index for index, draft in enumerate(drafts) if draft.layers != ("documentation",)]
     ends = [index for index in code if index not in needed] or [len(drafts) - 1]
-    found: list[list[str]] = [[] for _ in drafts]
+    criteria_of: list[list[str]] = [[] for _ in drafts]
     for each in criteria:
         name = layer_of(each)
         indexes = [index for index, draft in enumerate(drafts) if name in draft.layers]
         for index in indexes or ends:
-            found[index].append(each)
-    return found
+            criteria_of[index].append(each)
+    return criteria_of

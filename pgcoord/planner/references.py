@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from pgcoord.plan.headings import KINDS
+
 _KINDS = (
     r"(?:phase|task|step|story|part|item|stage|milestone|wave|ticket|issue|epic|feature|pr)"
     r"|stories"
@@ -23,12 +25,14 @@ _KEY = re.compile(
 
 # Numbered work: "PR 1: Title", "Step Two - Title", "2. Title", "1.2 Title", "M3: Title".
 NUMBER_WORDS = "one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+ROMAN = "i ii iii iv v vi vii viii ix x xi xii".split()  # noqa: SIM905
 NUMBERED = re.compile(
     r"(?:\[[ xX]\]|[^\w\[])*"
-    r"(?:(?P<kind>phase|step|task|part|stage|milestone|pr|pull request|commit|sprint|iteration"
+    rf"(?:(?P<kind>{KINDS}|pull request|commit"
     r"|story|ticket|chunk|slice|change|[a-z]{1,2}-?(?=\d))\s*#?"
     rf"(?P<named>\d{{1,3}}|(?:{'|'.join(NUMBER_WORDS)})\b)(?P<minor>\.\d{{1,2}})?"
-    r"\s*(?:[:.)–—]|-(?=\s)|$)"  # noqa: RUF001
+    r"[*_]*\s*(?:[:：.)–—]|-(?=\s)|$)"  # noqa: RUF001
+    rf"|(?P<roman>{'|'.join(ROMAN)})[.)](?=\s)"
     r"|(?P<bare>\d{1,3})(?:(?P<part>\.\d{1,2})\.?(?=\s)|[.)](?=\s)|\s+[-–—](?=\s)))"  # noqa: RUF001
     r"[\s*_]*(?P<title>.*)",
     re.IGNORECASE | re.DOTALL,
@@ -47,6 +51,13 @@ _RANGE = re.compile(r"\s*(?:-|–|—|\.\.|\bto\b|\bthrough\b)\s*(?=[A-Z\d])")  
 # Marks of the form of tasks.md: may run beside the others, and of which story.
 _MARKS = re.compile(r"\[(?:P|US\d{1,3})\]\s*")
 _PARALLEL = re.compile(r"\[P\]|\((?:[^()]{0,40}\b)?(?:in )?parallel\b[^()]{0,40}\)", re.IGNORECASE)
+
+
+def number_of(match: re.Match[str]) -> int:
+    """Return the number of a match of `NUMBERED`."""
+    word = (match["named"] or match["roman"] or match["bare"]).lower()
+    names = NUMBER_WORDS if match["named"] else ROMAN
+    return names.index(word) + 1 if word in names else int(word)
 
 
 def key_of(lead: str) -> str:
@@ -70,15 +81,15 @@ def keys_needed(text: str, keys: Sequence[str]) -> tuple[list[str], list[str]]:
 
     *keys*: in their order, for ranges such as T001-T004.
     """
-    known: dict[str, None] = {}
+    keys_found: dict[str, None] = {}
     unknown: dict[str, None] = {}
     for clause in _CLAUSE.finditer(text):
         for key in _named(clause["named"], keys):
             # A single letter may be a word, and a number a version.
             is_key = key in keys or re.fullmatch(r"[A-Z]+-?\d+", key)
             if is_key:
-                (known if key in keys else unknown)[key] = None
-    return list(known), list(unknown)
+                (keys_found if key in keys else unknown)[key] = None
+    return list(keys_found), list(unknown)
 
 
 def _named(text: str, keys: Sequence[str]) -> Iterator[str]:
@@ -195,15 +206,15 @@ def todos_in(lines: Sequence[str]) -> str:
         elif todos and key:
             todos[-1].setdefault(key, []).append(line.strip())
     numbers = {each["id"][0]: number for number, each in enumerate(todos, 1) if each.get("id")}
-    found = []
+    items = []
     for number, todo in enumerate(todos, 1):
         content = " ".join(todo.get("content") or todo.get("id") or [])
         status = " ".join(todo.get("status") or [])
         needed = [each for each in todo.get("dependencies") or [] if each in numbers]
         needs = f" (depends on {', '.join(str(numbers[each]) for each in needed)})"
         box = "[x]" if status in ("completed", "cancelled", "done") else "[ ]"
-        found.append(f"{number}. {box} {content}{needs if needed else ''}")
-    return "\n".join(found)
+        items.append(f"{number}. {box} {content}{needs if needed else ''}")
+    return "\n".join(items)
 
 
 def _scalar(text: str) -> str:

@@ -25,8 +25,8 @@ _GIT = ("git", "--no-pager", "-c", "core.fsmonitor=false", "-c", "core.quotePath
 
 def list_files(folder: Path, environment: dict[str, str]) -> tuple[str, ...]:
     """Return the tracked files below *folder*; empty when it is in no repository."""
-    found = _git(folder, environment, "ls-files", "-z", "--cached")
-    return tuple(sorted(set(found.split("\0")[:-1]))) if found else ()
+    output = _git(folder, environment, "ls-files", "-z", "--cached")
+    return tuple(sorted(set(output.split("\0")[:-1]))) if output else ()
 
 
 def search(
@@ -36,10 +36,10 @@ def search(
     if not files or not terms:
         return Repository(tuple(files))
     patterns = [argument for term in terms for argument in ("-e", term)]
-    found = _git(folder, environment, "grep", "-I", "-i", "-w", "-F", "-o", "-z", *patterns)
+    output = _git(folder, environment, "grep", "-I", "-i", "-w", "-F", "-o", "-z", *patterns)
     by_lower = {term.lower(): term for term in terms}
     matches: dict[str, set[str]] = {term: set() for term in terms}
-    for line in (found or "").split("\n"):
+    for line in (output or "").split("\n"):
         file, _, word = line.partition("\0")
         if term := by_lower.get(word.lower()):
             matches[term].add(file)
@@ -50,7 +50,7 @@ def _git(folder: Path, environment: dict[str, str], *arguments: str) -> str | No
     """Run git; return its output, or None when it fails or there is no repository."""
     settings = {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [*_GIT, *arguments],
             cwd=folder,
             env=environment | settings,
@@ -68,8 +68,8 @@ def _git(folder: Path, environment: dict[str, str], *arguments: str) -> str | No
         raise PlannerFailed(
             f"git {arguments[0]} took more than {_GIT_TIMEOUT} s in {folder}"
         ) from error
-    if done.returncode > 1:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
-        logger.info("the files of %s are not read: %s", folder, *said or ["git failed"])
+    if completed.returncode > 1:
+        message = completed.stderr.decode(errors="replace").strip().splitlines()[:1]
+        logger.info("the files of %s are not read: %s", folder, *message or ["git failed"])
         return None
-    return done.stdout[:_MOST_FOUND].decode(errors="replace")
+    return completed.stdout[:_MOST_FOUND].decode(errors="replace")

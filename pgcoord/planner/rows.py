@@ -20,7 +20,10 @@ from pgcoord.plan.parsing import parse_plan
 _ANY_NUMBER = re.compile(rf"\b(?:{NUMBER})\b", re.IGNORECASE)
 
 # "Depends on: 1, 2" in a line: what is before the value, the value, markup and space after it.
-_NEED = re.compile(r"(?P<before>.*?:[ \t*_]*)(?P<value>.*?)(?P<after>[\s*_.]*)", re.DOTALL)
+_NEED = re.compile(
+    rf"(?P<before>.*?)(?P<value>(?:\b(?:phases?\s+)?(?:{NUMBER})\b|\b(?:none|nothing|n/a)\b|[-–—](?=[\s*_.]*$)).*?)(?P<after>[\s*_.]*)",  # noqa: RUF001
+    re.DOTALL | re.IGNORECASE,
+)
 
 # A placeholder of a result; in doubled braces it is plain text.
 _REFERENCE = re.compile(rf"\{{?\{{({results.NAME.pattern})\}}\}}?", re.ASCII)
@@ -117,11 +120,11 @@ def _change_phase(
     """Change *lines* as to one phase; return what is to be read from them then."""
     number = numbers.new[phase.number]
     title = " ".join(changes.titles.get(phase.number, "").split()) or phase.title
-    wanted = set(changes.needs.get(phase.number, phase.depends_on)) & numbers.new.keys()
-    needs = sorted(numbers.new[each] for each in wanted)
+    numbers_needed = set(changes.needs.get(phase.number, phase.depends_on)) & numbers.new.keys()
+    needs = sorted(numbers.new[each] for each in numbers_needed)
 
     def rewrite(value: str) -> str:
-        if wanted == set(phase.depends_on):
+        if numbers_needed == set(phase.depends_on):
             return _ANY_NUMBER.sub(lambda match: numbers.written(match[0]), value)
         return ", ".join(str(each - numbers.shift) for each in needs) or "none"
 
@@ -169,7 +172,11 @@ def _is_prose(phase: PlannedPhase, lines: list[str], at: int) -> bool:
 def _rewrite_value(line: str, rewrite: Callable[[str], str]) -> str:
     match = _NEED.fullmatch(line)
     assert match is not None
-    return match["before"] + rewrite(match["value"]) + match["after"]
+    value = rewrite(match["value"])
+    before = match["before"]
+    if not before.rstrip(" \t*_").endswith((":", "：")) and value != match["value"]:  # noqa: RUF001
+        before = f"{before.rstrip()}: "  # "Depends on phase 1" is read, "Depends on 1" is not
+    return before + value + match["after"]
 
 
 def _rewrite_needs_of_title(title: str, rewrite: Callable[[str], str]) -> str:
@@ -209,13 +216,13 @@ def _check(text: str, expected: list[_Expected]) -> None:
     except InvalidPlan as error:
         faults = "; ".join(each.split(":", 2)[2].strip() for each in error.problems[:3])
         raise InvalidInput(f"this would make the plan faulty: {faults}", hint=_UNCHANGED) from error
-    found = [(each.number, each.title, sorted(each.depends_on)) for each in read]
-    for wanted, got in zip(expected, found, strict=False):
-        if wanted != got:
+    actual = [(each.number, each.title, sorted(each.depends_on)) for each in read]
+    for expected_row, got in zip(expected, actual, strict=False):
+        if expected_row != got:
             raise InvalidInput(
-                f"phase {wanted[0]} cannot be so in a plan: {wanted[1]!r:.60}"
+                f"phase {expected_row[0]} cannot be so in a plan: {expected_row[1]!r:.60}"
                 f" would be read as {got[1]!r:.60}",
                 hint=_UNCHANGED,
             )
-    if len(expected) != len(found):
+    if len(expected) != len(actual):
         raise InvalidInput("this cannot be written in the text of the plan", hint=_UNCHANGED)

@@ -17,6 +17,7 @@ from markdown_it.token import Token
 from pgcoord.errors import InvalidInput
 from pgcoord.planner.items import (
     PREFIX,
+    STATED,
     TASK_BOX,
     Item,
     Piece,
@@ -29,10 +30,10 @@ from pgcoord.planner.items import (
 from pgcoord.planner.layers import layer_of
 from pgcoord.planner.needs import find_needs
 from pgcoord.planner.references import (
-    NUMBER_WORDS,
     NUMBERED,
     is_parallel,
     key_of,
+    number_of,
     todos_in,
 )
 
@@ -157,6 +158,45 @@ def _without_front_matter(lines: list[str]) -> list[str]:
     return [*rest[:title], "", "## Tasks", "", todos, "", "## Context", "", *rest[title:]]
 
 
+# What begins an element of a list for people, though not in Markdown, with what does.
+_BULLETS = (
+    (re.compile(r"(\s*)[•◦▪‣●∙]\s*"), r"\1- "),
+    (re.compile(r"(\s*)[⬜☐◻◽□]\ufe0f?\s*"), r"\1- [ ] "),
+    (re.compile(r"(\s*)[☑☒]\ufe0f?\s*"), r"\1- [x] "),
+    (re.compile(r"((?:#+\s+)?)\((\d{1,3})\)\s+"), r"\1\2. "),
+    (re.compile(r"((?:#+\s+)?)(\d)\ufe0f?\u20e3\s*"), r"\1\2. "),
+)
+
+
+def as_markdown(lines: list[str]) -> list[str]:
+    """Return *lines*, changed so that Markdown sees what people do.
+
+    Lists with bullets of other kinds are lists; lines such as "Step 2: …" are paragraphs.
+    """
+    found: list[str] = []
+    fence = ""
+    steps = {i for i, line in enumerate(lines) if _is_step(line)}
+    for i, line in enumerate(lines):
+        mark = re.match(r" {0,3}(```+|~~~+)", line)
+        if mark and (not fence or mark[1].startswith(fence)):
+            fence = "" if fence else mark[1]
+        elif not fence:
+            for pattern, replacement in _BULLETS:
+                line = pattern.sub(replacement, line) if pattern.match(line) else line
+            if i in steps and len(steps) > 1 and found and found[-1].strip():
+                found.append("")
+        found.append(line)
+        if i in steps and len(steps) > 1 and line.rstrip().endswith(("**", "__")):
+            found.append("")
+    return found
+
+
+def _is_step(line: str) -> bool:
+    """Whether *line* begins with "Step 2:" or the like, perhaps bold, and no mark of Markdown."""
+    match = None if re.match(r"[\s#>+|-]|\*\s", line) else NUMBERED.match(line)
+    return bool(match and match["named"])
+
+
 def read_structure(feature: Feature) -> Structure:
     """Read the structure of a feature's description.
 
@@ -169,7 +209,7 @@ def read_structure(feature: Feature) -> Structure:
             f" {MOST_CHARACTERS:,} are planned at most",
             hint="Describe the work, and put the rest into files that it names.",
         )
-    text = "\n".join(_without_front_matter(text.split("\n")))
+    text = "\n".join(as_markdown(_without_front_matter(text.split("\n"))))
     reading = _Reading(text.split("\n"))
     tokens = _markdown.parse(text)
     reading.steps = _numbered_sections(tokens, reading.lines)
@@ -297,20 +337,22 @@ class _Reading:
         self.sequences += 1
         for row, number, key in zip(rows, plain, keys, strict=True):
             named = [row[called]] if called is not None and row[called] else []
-            left = (own, needs, hours, status, called)
-            named += [each for i, each in enumerate(row) if i not in left and each]
+            columns_read = (own, needs, hours, status, called)
+            named += [each for i, each in enumerate(row) if i not in columns_read and each]
             title = TASK_BOX.sub("", named[0]) if named else row[own]
             stated = f" ({row[hours]} h)" if hours and re.fullmatch(r"\d[\d.]*", row[hours]) else ""
             is_done = any(_DONE.match(each) for i, each in enumerate(row) if i != own)
             if is_done or (status is not None and _DONE_STATUS.fullmatch(row[status])):
                 continue
-            said = "" if needs is None else _needs_of_cell(row[needs], self.pieces)
+            stated_needs = "" if needs is None else _needs_of_cell(row[needs], self.pieces)
             if not number:
                 title = f"{key} {title}"
                 named = [*named, f"Depends on: {row[needs]}"] if needs and row[needs] else named
-                said = said if said == "none" else ""
+                stated_needs = stated_needs if stated_needs == "none" else ""
             text = "\n\n".join([title + stated, *named[1:]])
-            piece = Piece(text, title + stated, sequence=self.sequences, is_phase=True, needs=said)
+            piece = Piece(
+                text, title + stated, sequence=self.sequences, is_phase=True, needs=stated_needs
+            )
             piece = piece._replace(number=int(number[1]) if number else 0)
             self.pieces.append(piece._replace(key="" if number else key))
         return True
@@ -357,9 +399,10 @@ class _Reading:
 
     def _read_list(self, tokens: list[Token], index: int) -> None:
         ordered = tokens[index].type == "ordered_list_open"
-        ordered = ordered or all(_NUMBER_IN_BOX.match(lead) for _, lead in _elements(tokens, index))
+        leads = [TASK_BOX.sub("", lead) for _, lead in _elements(tokens, index)]
+        ordered = ordered or all(_OWN_NUMBER.match(each) or PREFIX.match(each) for each in leads)
         self.sequences += ordered
-        found: list[Piece] = []
+        of_list: list[Piece] = []
         beside = is_parallel(self.body[-1] if self.body else self._heading.title)
         for opening, lead in _elements(tokens, index):
             text = self._element(opening)
@@ -368,8 +411,8 @@ class _Reading:
                 continue
             text, lead = (TASK_BOX.sub("", each, count=1) for each in (text, lead))
             part = re.match(r"[*_]*(\d{1,3})\.\d{1,3}[\d.]*[.):]?\s+", lead)
-            if part and found and found[-1].number == int(part[1]):  # of the element before
-                found[-1] = found[-1]._replace(text=f"{found[-1].text}\n- {_indented(text)}")
+            if part and of_list and of_list[-1].number == int(part[1]):  # of the element before
+                of_list[-1] = of_list[-1]._replace(text=f"{of_list[-1].text}\n- {_indented(text)}")
                 continue
             own_number = re.match(r"[*_]*(\d{1,3})[.)]\s+[*_]*", lead) if ordered else None
             if own_number:
@@ -379,8 +422,8 @@ class _Reading:
             if self._heading.kind != "work":
                 self._surround(text)
                 continue
-            is_work = self._is_work(lead, ordered=ordered)
-            found.append(
+            is_work = self._is_work(lead, ordered=ordered, is_task=bool(box))
+            of_list.append(
                 Piece(
                     text,
                     lead,
@@ -395,19 +438,19 @@ class _Reading:
                     is_parallel=beside or is_parallel(lead),
                 )
             )
-        if any(each.is_work for each in found):
+        if any(each.is_work for each in of_list):
             # The text above the list introduces it, or is about the whole feature.
             self.prose += [] if self._heading.level > 1 else self.body
             self.body = []
-            self.pieces += found
-        elif found:
-            self.body.append("\n".join(f"- {each.text}" for each in found))
+            self.pieces += of_list
+        elif of_list:
+            self.body.append("\n".join(f"- {each.text}" for each in of_list))
         self.lead_in = ""
 
-    def _is_work(self, lead: str, *, ordered: bool) -> bool:
+    def _is_work(self, lead: str, *, ordered: bool, is_task: bool) -> bool:
         """Whether the element of a list that begins with *lead* is work, not a detail or a remark.
 
-        Its own first words decide, then those that introduce the list, then its layer or number.
+        Its box or first words decide, then those that introduce the list, then its layer or number.
         """
         if self.steps:
             return False
@@ -415,7 +458,7 @@ class _Reading:
             return True
         if _DETAILS.search(self.lead_in):
             return False
-        if begins_with_verb(lead) or begins_with_verb(self.lead_in):
+        if is_task or begins_with_verb(lead) or begins_with_verb(self.lead_in):
             return True
         if _REASONS.search(self.lead_in) or (self.lead_in and not ordered):
             return False
@@ -492,8 +535,7 @@ def _step(block: _Block, match: re.Match[str], until: int, lines: list[str], sec
     title = match["title"].strip()
     if block.level == _OF_PARAGRAPH and not title.endswith(("**", "__")):
         body = f"{title}\n\n{body}".strip()
-    word = (match["named"] or match["bare"]).lower()
-    number = NUMBER_WORDS.index(word) + 1 if word in NUMBER_WORDS else int(word)
+    number = number_of(match)
     is_part = bool(match["minor"] or match["part"])
     boxes = re.findall(r"^\s*[-+*] \[([ xX])\]", body, re.MULTILINE)
     return _Step(
@@ -523,9 +565,9 @@ def _numbered_sections(tokens: list[Token], lines: list[str]) -> dict[int, _Step
     They are at least two headings of one level, or paragraphs that begin like a heading. If each of
     them has numbered sections such as "2.1", those are returned instead.
     """
-    found = [*_candidates(tokens, lines)]
+    sections = [*_candidates(tokens, lines)]
     levels: dict[tuple[int, str], list[_Step]] = {}
-    for step in found:
+    for step in sections:
         levels.setdefault((step.level, step.kind), []).append(step)
     good = [steps for _, steps in sorted(levels.items()) if len(steps) > 1 and _is_counted(steps)]
     if not good:
@@ -565,9 +607,11 @@ def _needs_of_cell(cell: str, before: list[Piece]) -> str:
 
 _NEEDS_COLUMN = re.compile(r"depend|after|needs|blocked|prerequisite|requires")
 _HOURS_COLUMN = re.compile(r"hours|h$|estimate")
-# A line that begins an element of a list for its author, and for Markdown goes on with a paragraph.
-_ENUMERATED = re.compile(r"\n\s*(?:\d{1,3}(?:\.\d{1,3})+[.)]?|[a-z]{1,3}[.)])\s")
-_NUMBER_IN_BOX = re.compile(r"(?:\[[ xX/~-]\]\*?\s+)?[*_]*\d{1,3}(?:[.)]|(?:\.\d{1,3})+[.):]?)\s")
+# A line that begins something of its own for its author, and for Markdown goes on with a paragraph.
+_ENUMERATED = re.compile(
+    rf"\n\s*(?:(?:\d{{1,3}}(?:\.\d{{1,3}})+[.)]?|[a-z]{{1,3}}[.)])\s|[*_]*(?i:{STATED})[*_]*[:：])"  # noqa: RUF001
+)
+_OWN_NUMBER = re.compile(r"[*_]*\d{1,3}(?:[.)]|(?:\.\d{1,3})+[.):]?)\s")
 _REASONS = re.compile(
     r"\b(?:problems?|reasons?|issues?|questions?|complaints?|facts?)\b", re.IGNORECASE
 )

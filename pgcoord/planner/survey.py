@@ -56,15 +56,15 @@ class Repository:
     @cached_property
     def _by_word(self) -> dict[str, list[tuple[str, int]]]:
         """The files with each word in their path, with 2 for the file name and 1 for a folder."""
-        found: dict[str, list[tuple[str, int]]] = {}
+        by_word: dict[str, list[tuple[str, int]]] = {}
         for file in self.files:
             folders, _, name = file.rpartition("/")
             named = _words_of(name)
             for word in named:
-                found.setdefault(word, []).append((file, 2))
+                by_word.setdefault(word, []).append((file, 2))
             for word in _words_of_folders(folders) - named:
-                found.setdefault(word, []).append((file, 1))
-        return found
+                by_word.setdefault(word, []).append((file, 1))
+        return by_word
 
     def _worth(self, count: int) -> float:
         """Return the weight of a word that *count* files contain."""
@@ -76,9 +76,9 @@ class Repository:
         """Return the points of the files with these words in the path, or terms in the content."""
         points: dict[str, float] = defaultdict(float)
         for word in sorted(words):
-            found = self._by_word.get(word, [])
-            for file, times in found:
-                points[file] += times * self._worth(len(found))
+            files = self._by_word.get(word, [])
+            for file, times in files:
+                points[file] += times * self._worth(len(files))
         for term in terms:
             matches = self.matches.get(term, frozenset())
             for file in matches:
@@ -109,33 +109,33 @@ def _singular(word: str) -> str:
 
 def terms_of(text: str) -> list[str]:
     """Return the names of code in *text*, to be searched in files; words are in too many files."""
-    found = [match[1] for match in _CODE.finditer(text)]
-    found += [match[0] for match in _IDENTIFIER.finditer(text)]
-    return list(dict.fromkeys(found))
+    words = [match[1] for match in _CODE.finditer(text)]
+    words += [match[0] for match in _IDENTIFIER.finditer(text)]
+    return list(dict.fromkeys(words))
 
 
 def terms(feature: Feature, structure: Structure) -> list[str]:
     """Return the terms to search in files for a whole feature."""
-    found = [terms_of(feature.title), *(terms_of(item.text) for item in structure.items)]
+    words = [terms_of(feature.title), *(terms_of(item.text) for item in structure.items)]
     # One of each piece of work in turn, so that none is left out.
-    longest = max(map(len, found), default=0)
-    in_turn = [each[index] for index in range(longest) for each in found if index < len(each)]
+    longest = max(map(len, words), default=0)
+    in_turn = [each[index] for index in range(longest) for each in words if index < len(each)]
     return list(dict.fromkeys(in_turn))[:MOST_TERMS]
 
 
 def resolve(structure: Structure, repository: Repository) -> Structure:
     """Replace the file names in work items by the paths in the repository."""
-    known = set(repository.files)
+    all_files = set(repository.files)
     by_end: dict[str, list[str]] = {}
     for file in repository.files:
         by_end.setdefault(file.rpartition("/")[2], []).append(file)
 
     def full(name: str) -> str:
-        if name in known:
+        if name in all_files:
             return name
         ends = by_end.get(name.rpartition("/")[2], [])
-        found = [file for file in ends if file.endswith(f"/{name}")]
-        return found[0] if len(found) == 1 else name
+        matching = [file for file in ends if file.endswith(f"/{name}")]
+        return matching[0] if len(matching) == 1 else name
 
     def resolved(item: Item) -> Item:
         return replace(item, files=tuple(dict.fromkeys(map(full, item.files))))
@@ -145,12 +145,12 @@ def resolve(structure: Structure, repository: Repository) -> Structure:
 
 def survey(feature: Feature, drafts: Sequence[Draft], repository: Repository) -> list[Surveyed]:
     """Return the files of the repository for each phase."""
-    known = set(repository.files)
+    all_files = set(repository.files)
     # What all of it is called tells nothing of a part.
     title = feature.title if len(drafts) == 1 else ""
     return [
         Surveyed(
-            tuple(File(name, bool(known) and name not in known) for name in draft.files),
+            tuple(File(name, bool(all_files) and name not in all_files) for name in draft.files),
             _worth_reading(title, draft, repository),
         )
         for draft in drafts

@@ -55,10 +55,10 @@ class Account:
                 )
 
     def _may_enter(self, folder: Path) -> bool:
-        found = folder.stat()
-        if found.st_uid == self.uid:
-            return bool(found.st_mode & 0o100)
-        return bool(found.st_mode & (0o010 if found.st_gid in self.groups else 0o001))
+        status = folder.stat()
+        if status.st_uid == self.uid:
+            return bool(status.st_mode & 0o100)
+        return bool(status.st_mode & (0o010 if status.st_gid in self.groups else 0o001))
 
 
 def find_account(name: str) -> Account | None:
@@ -67,18 +67,18 @@ def find_account(name: str) -> Account | None:
     Raises `CannotStart` when there is no such account, or when only root may use it.
     """
     try:
-        found = pwd.getpwnam(name)
+        entry = pwd.getpwnam(name)
     except KeyError as error:
         raise CannotStart(f"there is no user {name} on this machine") from error
-    if found.pw_uid == os.geteuid():
+    if entry.pw_uid == os.geteuid():
         return None
     if os.geteuid() != 0:
         raise CannotStart(
             f"processes cannot be started as user {name}: only root can do that",
             hint=f"Start pgcoord as root, or as {name}, or remove 'user' from the workflow.",
         )
-    groups = os.getgrouplist(name, found.pw_gid)
-    return Account(name, found.pw_uid, found.pw_gid, tuple(groups), found.pw_dir)
+    groups = os.getgrouplist(name, entry.pw_gid)
+    return Account(name, entry.pw_uid, entry.pw_gid, tuple(groups), entry.pw_dir)
 
 
 def check_accounts(workflows: Iterable[Workflow]) -> None:

@@ -66,7 +66,7 @@ _MOST_RESULT = 3 * 69_632
 _TRY = 15.0
 
 # Seconds to retry sending the exit status if the shared folder has it as well.
-_KEPT = 30.0
+_SPOOLED_TIMEOUT = 30.0
 
 # Bytes reserved for the exit status on a shared disk, which may be full by then.
 _ROOM = 2_048
@@ -144,8 +144,8 @@ def _trouble_at(url: str) -> str:
             return f"something else answers at {address}"
     except urllib.error.HTTPError as error:
         # The request is unsigned, so pgcoord refuses it, with a body that no other server sends.
-        known = error.code in (401, 404) and "reason" in _json_of(error)
-        return "" if known else f"{address} answered {error.code}"
+        is_refusal = error.code in (401, 404) and "reason" in _json_of(error)
+        return "" if is_refusal else f"{address} answered {error.code}"
     except (OSError, ValueError) as error:
         return str(error)
 
@@ -174,12 +174,12 @@ class Job:
             return REFUSED
         log = Log(self.order)
         try:
-            status, left = self._run(log, answer)
+            status, left_behind = self._run(log, answer)
         except Exception:  # this copy has begun, so it must report an end, whatever failed
             log.write(traceback.format_exc().encode())
-            status, left = _BROKEN, ""
+            status, left_behind = _BROKEN, ""
         log.close()
-        self._exit(status, log.tail(), left)
+        self._exit(status, log.tail(), left_behind)
         return status
 
     def _note_signal(self, number: int, frame: object) -> None:
@@ -261,9 +261,9 @@ class Job:
             log.write((f"cannot start {order.command[0]} {where}: {error}\n").encode())
             return (126 if isinstance(error, PermissionError) else 127), ""
         self._follow(process, log)
-        left = self._end_session(process.pid)
+        left_behind = self._end_session(process.pid)
         status = process.returncode
-        return (status if status >= 0 else 128 - status), ", ".join(left)
+        return (status if status >= 0 else 128 - status), ", ".join(left_behind)
 
     def _path(self, name: str) -> str:
         """Return the path of a file of the run, on this node."""
@@ -320,14 +320,14 @@ class Job:
 
     def _end_session(self, session: int) -> list[str]:
         """End the processes that the command left in its session; return them in words."""
-        left = _processes_of(session)
-        if left:
-            _signal_all(left, signal.SIGTERM)
+        processes = _processes_of(session)
+        if processes:
+            _signal_all(processes, signal.SIGTERM)
             deadline = time.monotonic() + self.order.grace
             while _processes_of(session) and time.monotonic() < deadline:
                 time.sleep(0.05)
             _signal_all(_processes_of(session), signal.SIGKILL)
-        return [f"{name} (pid {pid})" for pid, name in left.items()]
+        return [f"{name} (pid {pid})" for pid, name in processes.items()]
 
     def _remove_scratch(self) -> None:
         if self.order.folder is None:
@@ -335,7 +335,7 @@ class Job:
 
     # --- Exit
 
-    def _exit(self, status: int, tail: str, left: str) -> None:
+    def _exit(self, status: int, tail: str, left_behind: str) -> None:
         """Keep the end in the shared folder, and POST it until that succeeds or patience ends."""
         body = {
             "act": "exit",
@@ -343,15 +343,15 @@ class Job:
             "copy": self.copy,
             "exit_code": status,
             "log_tail": tail,
-            "left_behind": left,
+            "left_behind": left_behind,
         }
         full = dict(body, **self._result())
-        kept = self._spool("exit.json", full)
-        kept = kept or self._spool("exit.json", dict(body, log_tail=""), in_place=True)
+        is_spooled = self._spool("exit.json", full)
+        is_spooled = is_spooled or self._spool("exit.json", dict(body, log_tail=""), in_place=True)
         body = full
         self._remove_scratch()
         # The coordinator finds a kept end in the folder, so the node need not be held for long.
-        patience = min(self.order.patience, _KEPT) if kept else self.order.patience
+        patience = min(self.order.patience, _SPOOLED_TIMEOUT) if is_spooled else self.order.patience
         deadline, wait = time.monotonic() + patience, 0.5
         while self.order.url:
             try:
@@ -359,7 +359,7 @@ class Job:
             except Refused as error:
                 _say(f"pgcoord: the exit status is not taken: {error}")
             except _NotHeard as error:
-                if time.monotonic() > deadline or (kept and self._asked_to_end):
+                if time.monotonic() > deadline or (is_spooled and self._asked_to_end):
                     _say(f"pgcoord: the exit status is not heard: {error}")
                     return
                 time.sleep(wait)
@@ -401,11 +401,11 @@ class Job:
                         return answer
                     raise _NotHeard(f"something else answers at {url}")
             except urllib.error.HTTPError as error:
-                said = _json_of(error)
-                if error.code == 401 and not is_last and self._set_clock(said.get("now")):
+                refusal = _json_of(error)
+                if error.code == 401 and not is_last and self._set_clock(refusal.get("now")):
                     continue
-                if error.code in (400, 401, 404, 409, 413, 422) and "error" in said:
-                    raise Refused(str(said.get("reason"))) from error
+                if error.code in (400, 401, 404, 409, 413, 422) and "error" in refusal:
+                    raise Refused(str(refusal.get("reason"))) from error
                 raise _NotHeard(f"{url} answered {error.code}") from error
             except (OSError, ValueError, http.client.HTTPException) as error:
                 raise _NotHeard(f"{url}: {error!r}") from error
@@ -426,15 +426,15 @@ class Job:
         if self.order.folder is None:
             return False
         content, headers = self._signed(body)
-        kept = json.dumps({"headers": headers, "body": content.decode()}).encode()
+        message = json.dumps({"headers": headers, "body": content.decode()}).encode()
         path = os.path.join(self.order.folder, name)
         try:
             if in_place:  # the bytes that the begin reserved, so this works on a full disk
                 descriptor = os.open(path, os.O_WRONLY)
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(kept.ljust(_ROOM))
+                    file.write(message.ljust(_ROOM))
                 return True
-            _write(path, kept)
+            _write(path, message)
             if name.startswith("begin"):
                 # Exclusive: another copy may have begun and ended, and its end must stay.
                 end = os.path.join(self.order.folder, "exit.json")
@@ -550,7 +550,7 @@ def _signal_all(processes: dict[int, str], number: int) -> None:
 
 def _processes_of(session: int) -> dict[int, str]:
     """Return {pid: name} of the living processes of a session (Linux; elsewhere {})."""
-    found = {}
+    processes = {}
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):
             if name.isdigit():
@@ -558,8 +558,8 @@ def _processes_of(session: int) -> dict[int, str]:
                     before, _, after = file.read().rpartition(")")
                     state, _, _, of = after.split()[:4]
                     if int(of) == session and state not in "ZX":
-                        found[int(name)] = before.partition("(")[2]
-    return found
+                        processes[int(name)] = before.partition("(")[2]
+    return processes
 
 
 def _say(words: str) -> None:

@@ -20,7 +20,7 @@ from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.types import CascadeType, PatchType
 
-from pgcoord.coordination.launching import EngineState, Order, Seen
+from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs.apart import order_apart
 
@@ -43,7 +43,7 @@ _JOB_OF_POD = ("batch.kubernetes.io/job-name", "job-name")
 
 # Where the order is in the container, and how long the API keeps a Job that has ended.
 _MOUNT = "/pgcoord"
-_KEPT = 3600
+_SECONDS_LISTED = 3600
 
 # Seconds that the wrapper has beyond the grace of the command, to say how it ended.
 _LAST_WORDS = 15
@@ -52,15 +52,15 @@ _LAST_WORDS = 15
 def read_template(path: Path) -> dict[str, Any]:
     """Read the Job that the user has written. Raises `CannotStart`."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        template = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CannotStart(f"the template {path} cannot be read: {error}") from error
-    if not isinstance(found, dict) or found.get("kind") != "Job":
+    if not isinstance(template, dict) or template.get("kind") != "Job":
         raise CannotStart(f"the template {path} is not a manifest of a Job")
-    containers = _pod_of(found).get("containers")
+    containers = _pod_of(template).get("containers")
     if not containers or not isinstance(containers, list):
         raise CannotStart(f"the template {path} has no spec.template.spec.containers")
-    return found
+    return template
 
 
 def manifest_of(template: Mapping[str, Any], order: Order, grace: float) -> dict[str, Any]:
@@ -72,15 +72,15 @@ def manifest_of(template: Mapping[str, Any], order: Order, grace: float) -> dict
     metadata["name"] = order.name
     metadata["labels"] = {**(metadata.get("labels") or {}), **_LABELS}
     spec = job.setdefault("spec", {})
-    spec.setdefault("ttlSecondsAfterFinished", _KEPT)
+    spec.setdefault("ttlSecondsAfterFinished", _SECONDS_LISTED)
     spec |= {"backoffLimit": 0, "completions": 1, "parallelism": 1}
     pod_metadata = spec["template"].setdefault("metadata", {})
     pod_metadata["labels"] = {**(pod_metadata.get("labels") or {}), **_LABELS}
     pod = _pod_of(job)
     pod["restartPolicy"] = "Never"
-    wanted = int(grace) + _LAST_WORDS
+    seconds = int(grace) + _LAST_WORDS
     pod["terminationGracePeriodSeconds"] = max(
-        pod.get("terminationGracePeriodSeconds") or 0, wanted
+        pod.get("terminationGracePeriodSeconds") or 0, seconds
     )
     pod["volumes"] = [
         *(pod.get("volumes") or []),
@@ -133,18 +133,18 @@ class Kubernetes:
         }
         async with self._asking("the API refuses the Job", for_good=True) as client:
             await _create(client, order.name, secret, job)
-            found = (await client.get(_Job, order.name)).to_dict()
+            existing = (await client.get(_Job, order.name)).to_dict()
             owner = {
                 "apiVersion": "batch/v1",
                 "kind": "Job",
                 "name": order.name,
-                "uid": found["metadata"]["uid"],
+                "uid": existing["metadata"]["uid"],
             }
             owned = {"metadata": {"ownerReferences": [owner]}}
             await client.patch(_Secret, order.name, owned, patch_type=PatchType.MERGE)
         return order.name
 
-    async def find(self) -> Mapping[str, list[Seen]]:
+    async def find(self) -> Mapping[str, list[ListedJob]]:
         """List our Jobs, and our pods, which tell more."""
         async with self._asking("the API does not list Jobs") as client:
             jobs = [each.to_dict() async for each in client.list(_Job, labels=_LABELS)]
@@ -155,7 +155,7 @@ class Kubernetes:
             name = next((labels[each] for each in _JOB_OF_POD if each in labels), "")
             pod_of[name] = pod
         return {
-            job["metadata"]["name"]: [_seen(job, pod_of.get(job["metadata"]["name"]))]
+            job["metadata"]["name"]: [_listed(job, pod_of.get(job["metadata"]["name"]))]
             for job in jobs
         }
 
@@ -199,10 +199,10 @@ class Kubernetes:
             yield client
         except ApiError as error:
             code = error.status.code or 0
-            said = f"{words}: {error.status.message or code}"
-            if for_good and code in (400, 403, 404, 405, 413, 415, 422) and "quota" not in said:
-                raise CannotStart(said) from error
-            raise NotNow(said, _AGAIN, certain=400 <= code < 500) from error
+            message = f"{words}: {error.status.message or code}"
+            if for_good and code in (400, 403, 404, 405, 413, 415, 422) and "quota" not in message:
+                raise CannotStart(message) from error
+            raise NotNow(message, _AGAIN, certain=400 <= code < 500) from error
         except (ConfigError, OSError) as error:
             raise NotNow(f"no cluster is known: {error}", _AGAIN) from error
         except httpx2.ConnectError as error:
@@ -268,7 +268,7 @@ def _absence_is_fine() -> _Fine:
     return _Fine(404)
 
 
-def _seen(job: Mapping[str, Any], pod: Mapping[str, Any] | None) -> Seen:
+def _listed(job: Mapping[str, Any], pod: Mapping[str, Any] | None) -> ListedJob:
     """Return the place of a Job, from its conditions and its pod."""
     name = job["metadata"]["name"]
     status = (pod or {}).get("status") or {}
@@ -280,10 +280,10 @@ def _seen(job: Mapping[str, Any], pod: Mapping[str, Any] | None) -> Seen:
     for condition in (job.get("status") or {}).get("conditions") or []:
         if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
             words = ", ".join(filter(None, (condition["type"], condition.get("reason"))))
-            return Seen(name, EngineState.ENDED, words, node, code)
+            return ListedJob(name, EngineState.ENDED, words, node, code)
     if any("running" in each or "terminated" in each for each in states):
-        return Seen(name, EngineState.RUNNING, str(status.get("phase")), node)
-    return Seen(
+        return ListedJob(name, EngineState.RUNNING, str(status.get("phase")), node)
+    return ListedJob(
         name, EngineState.WAITING, "; ".join(_reasons(status, states)) or "no pod yet", node
     )
 

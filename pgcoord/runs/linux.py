@@ -40,13 +40,13 @@ def watched(pid: int) -> Iterator[int]:
 def started_since(started: str, marker: str) -> list[Process]:
     """Return the processes that started at *started* or later; blocks for milliseconds."""
     first = int(started.split()[-1])
-    found = []
+    processes = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):  # it has ended
             stat = _stat(name)
             if int(stat[19]) >= first:
-                found.append(_process(int(name), stat, marker))
-    return found
+                processes.append(_process(int(name), stat, marker))
+    return processes
 
 
 def command_line(pid: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pgcoord.coordination.launching import Command, Identity, JobState
 from pgcoord.database.work import Assignment
-from pgcoord.messages.report import Kept, remove_spooled, spooled
+from pgcoord.messages.report import SpooledReport, remove_spooled, spooled
 from pgcoord.runs.account import Account, find_account
 from pgcoord.runs.logs import Log
 from pgcoord.runs.run import Run
@@ -178,7 +178,7 @@ class LocalJob:
         """Return when the wrapper wrote the exit status into the folder of the run."""
         return await asyncio.to_thread(self._run.exited_at)
 
-    async def spooled_report(self, secret: str) -> Kept | None:
+    async def spooled_report(self, secret: str) -> SpooledReport | None:
         """Return the report in the folder of the run."""
         return await asyncio.to_thread(spooled, self._run.folder, secret)
 

@@ -117,7 +117,7 @@ NOTHING = Part(0, 0, 0, "")
 
 
 @dataclass(frozen=True)
-class Found:
+class Hit:
     """A line that a search has found, in three parts: before the match, the match, after it."""
 
     offset: int
@@ -159,6 +159,7 @@ class Log:
 
         Two calls at once, with more and with less of it, write the same bytes to the same places.
         """
+        plain_files.make_private(self.folder)  # of a job that a leader on another host submitted
         flags = os.O_RDWR | os.O_CREAT
         with plain_files.opened(self.folder, NAME, flags) as log:
             size = os.fstat(log).st_size
@@ -269,9 +270,9 @@ class Log:
                     log.seek(start)
                     data = log.read(end - start)
                     cut = data.find(b"\n") + 1 if start else 0
-                    found = [at for at, line in _lines(data[cut:]) if mentions_error(line)]
-                    if found:
-                        return start + cut + found[-1]
+                    offsets = [at for at, line in _lines(data[cut:]) if mentions_error(line)]
+                    if offsets:
+                        return start + cut + offsets[-1]
                     # A block that ends with its only line break has no whole line in it.
                     end = start + cut if 0 < cut < len(data) else start
                 return None
@@ -305,7 +306,7 @@ class Log:
             excerpt += [BEFORE, *lines[max(0, cause - room + 1) : cause]]
         return "\n".join(each[:500] for each in excerpt)[:_MOST_EXCERPT]
 
-    def search(self, text: str) -> tuple[list[Found], bool]:
+    def search(self, text: str) -> tuple[list[Hit], bool]:
         """Return (lines that contain *text*, in upper or lower case; whether there may be more).
 
         Reads 1 GB at most, which takes seconds; in blocks, since the log may shrink meanwhile, and
@@ -313,7 +314,7 @@ class Log:
         """
         pattern = re.compile(re.escape(text.encode()), re.IGNORECASE)
         shown = re.compile(re.escape(text), re.IGNORECASE)
-        found: list[Found] = []
+        hits: list[Hit] = []
         data, offset = b"", 0
         with self.open() as log:
             while True:
@@ -327,30 +328,30 @@ class Log:
                 if at:
                     # As it is shown: a match may have colours inside, or have been overwritten.
                     for begin, words in _lines(data[:upto]):
-                        if (seen := shown.search(words)) is None:
+                        if (hit := shown.search(words)) is None:
                             continue
-                        if len(found) == _MOST_FOUND:
-                            return found, True
-                        low, high = max(0, seen.start() - 200), seen.end() + 200
-                        around = (words[low : seen.start()], seen[0], words[seen.end() : high])
-                        found.append(Found(offset + begin, *around))
+                        if len(hits) == _MOST_FOUND:
+                            return hits, True
+                        low, high = max(0, hit.start() - 200), hit.end() + 200
+                        around = (words[low : hit.start()], hit[0], words[hit.end() : high])
+                        hits.append(Hit(offset + begin, *around))
                 while (match := pattern.search(data, at)) and match.start() < upto:
-                    if len(found) == _MOST_FOUND:
-                        return found, True
-                    line, at = _found_line(data, match, offset)
-                    found.append(line)
+                    if len(hits) == _MOST_FOUND:
+                        return hits, True
+                    line, at = _hit_in(data, match, offset)
+                    hits.append(line)
                 if not block:
-                    return found, False
+                    return hits, False
                 data, offset = data[upto:], offset + upto
                 if offset > _MOST_SEARCHED:
-                    return found, True
+                    return hits, True
 
     def around(self, offsets: Sequence[int], lines: int) -> list[tuple[list[str], list[str]]]:
         """Return as many *lines* before and after each line that begins at an offset, as shown.
 
         Lines are looked for within 4 kB. Raises `OSError`.
         """
-        found = []
+        lines_around = []
         with self.open() as log:
             for offset in offsets:
                 start = max(0, offset - _AROUND)
@@ -358,8 +359,8 @@ class Log:
                 before = readable(log.read(offset - start).decode(errors="replace")).split("\n")
                 after = readable(log.read(_AROUND).decode(errors="replace")).split("\n")
                 whole = before[1 if start else 0 : -1]
-                found.append((whole[-lines:], after[1 : 1 + lines]))
-        return found
+                lines_around.append((whole[-lines:], after[1 : 1 + lines]))
+        return lines_around
 
     def bound(self, most: int) -> None:
         """Reduce a log of more than *most* bytes to its first half and its end.
@@ -368,8 +369,8 @@ class Log:
         appends; the bytes that it writes during the cut may be left out, too. Raises `OSError`.
         """
         with suppress(FileNotFoundError):
-            found = os.lstat(self.path)  # a twentieth of what opening costs
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size <= most:
+            status = os.lstat(self.path)  # a twentieth of what opening costs
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size <= most:
                 return
             descriptor = plain_files.open_plain(self.folder, NAME, os.O_RDWR)
             with os.fdopen(descriptor, "r+b") as log:
@@ -540,14 +541,14 @@ def _lines(data: bytes) -> Iterator[tuple[int, str]]:
 def _count_lines(log: IO[bytes], start: int, end: int) -> int:
     """Return how many lines end between two offsets, 1 GB apart at most."""
     log.seek(start)
-    left, count = min(end - start, _MOST_SEARCHED), 0
-    while left > 0 and (block := log.read(min(_BLOCK, left))):
+    remaining, count = min(end - start, _MOST_SEARCHED), 0
+    while remaining > 0 and (block := log.read(min(_BLOCK, remaining))):
         count += block.count(b"\n")
-        left -= len(block)
+        remaining -= len(block)
     return count
 
 
-def _found_line(data: bytes, match: re.Match[bytes], offset: int) -> tuple[Found, int]:
+def _hit_in(data: bytes, match: re.Match[bytes], offset: int) -> tuple[Hit, int]:
     """Return (the line around *match*, the index in *data* of the next line).
 
     *offset*: the position of *data* in the log.
@@ -558,7 +559,7 @@ def _found_line(data: bytes, match: re.Match[bytes], offset: int) -> tuple[Found
     low, high = max(start, match.start() - 200), min(end, match.end() + 200)
     parts = (data[low : match.start()], match[0], data[match.end() : high])
     words = (readable(each.decode(errors="replace")) for each in parts)
-    return Found(offset + start, *words), end + 1
+    return Hit(offset + start, *words), end + 1
 
 
 def _bound(log: IO[bytes], most: int) -> None:

@@ -35,14 +35,14 @@ def watched(pid: int) -> Iterator[int]:
 
 def started_since(started: str, marker: str) -> list[Process]:
     """Return all processes, whenever they *started*; blocks for some 10 ms."""
-    found = []
+    processes = []
     # -E adds the environment to the command; there is no session here, so the group is taken.
     for line in _ps("-AEww", "-o", "pid=,pgid=,stat=,lstart=,command="):
         pid, group, state, *words = line.split()
         begun, marked = " ".join(words[:5]), marker in line
         living = not state.startswith("Z")
-        found.append(Process(int(pid), begun, int(group), int(group), living, marked))
-    return found
+        processes.append(Process(int(pid), begun, int(group), int(group), living, marked))
+    return processes
 
 
 def command_line(pid: int) -> str:

@@ -12,10 +12,12 @@ import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from pgcoord.coordination.launching import EngineState, Order, Seen
+from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs.apart import order_apart
 from pgcoord.runs.job import pack
@@ -52,7 +54,6 @@ class Ray:
     async def submit(self, order: Order) -> str:
         """Submit under the order's name, which Ray takes once."""
         content = order_apart(order, self._directory, secrets=False)
-        script = order.script.read_text(encoding="utf-8")
         body = {
             "submission_id": order.name,
             # The wrapper comes with the job: its nodes have nothing of ours.
@@ -61,7 +62,7 @@ class Ray:
             ),
             "runtime_env": {
                 "env_vars": {
-                    "PGCOORD_WRAPPER": script,
+                    "PGCOORD_WRAPPER": _text_of(order.script),
                     "PGCOORD_ORDER": pack(content),
                     "PGCOORD_JOB": order.name,
                 }
@@ -75,22 +76,22 @@ class Ray:
         if answer.status == 200 or "already exists" in words:
             return order.name
         last = words.splitlines()[-1] if words else ""
-        said = f"Ray refuses the job: {answer.status} {last[:500]}"
+        message = f"Ray refuses the job: {answer.status} {last[:500]}"
         if 400 <= answer.status < 500:
-            raise CannotStart(said)
-        raise NotNow(said, _AGAIN, certain=False)
+            raise CannotStart(message)
+        raise NotNow(message, _AGAIN, certain=False)
 
-    async def find(self) -> Mapping[str, list[Seen]]:
+    async def find(self) -> Mapping[str, list[ListedJob]]:
         """List all jobs."""
         answer = await self._ask("GET", "/api/jobs/")
         if answer.status != 200:
             raise NotNow(f"Ray does not list its jobs: it answered {answer.status}", _AGAIN)
-        found: dict[str, list[Seen]] = {}
+        jobs: dict[str, list[ListedJob]] = {}
         for job in _parsed(answer.body):
             name = str(job.get("submission_id") or "")
             if name.startswith("pgcoord-"):
-                found.setdefault(name, []).append(_seen(name, job))
-        return found
+                jobs.setdefault(name, []).append(_listed(name, job))
+        return jobs
 
     async def terminate(self, job: str) -> None:
         """Stop the job: SIGTERM, and SIGKILL after the cluster's own RAY_JOB_STOP_WAIT_TIME_S."""
@@ -141,6 +142,11 @@ class Ray:
             connection.close()
 
 
+@cache  # of our release, also once another one is installed
+def _text_of(script: Path) -> str:
+    return script.read_text(encoding="utf-8")
+
+
 def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body)
@@ -148,7 +154,7 @@ def _parsed(body: bytes) -> Any:
         raise NotNow(f"what answers is not Ray: {error}", _AGAIN) from error
 
 
-def _seen(name: str, job: Mapping[str, Any]) -> Seen:
+def _listed(name: str, job: Mapping[str, Any]) -> ListedJob:
     status, words = str(job.get("status")), str(job.get("message") or "")
     node = job.get("driver_node_id")
     if status in _ENDED:
@@ -156,6 +162,6 @@ def _seen(name: str, job: Mapping[str, Any]) -> Seen:
         code = 0 if status == "SUCCEEDED" and code is None else code
         if isinstance(code, int):
             code = code if 0 <= code <= 255 else 128 - code if -128 < code < 0 else None
-        return Seen(name, EngineState.ENDED, f"{status}: {words}"[:500], node, code)
+        return ListedJob(name, EngineState.ENDED, f"{status}: {words}"[:500], node, code)
     state = EngineState.WAITING if status in _WAITING else EngineState.RUNNING
-    return Seen(name, state, words or status, node)
+    return ListedJob(name, state, words or status, node)

@@ -1,7 +1,8 @@
 """Removes the folders of runs that ended long ago; their attempts stay in the database.
 
-The one rule: remove a folder only if it is named like a run, contains one, has not changed for the
-retention period, belongs to no attempt that is alive in the database, and has no living process.
+The one rule: remove a folder only if it is named like a run, contains one or nothing, has not
+changed for the retention period, belongs to no attempt that is alive in the database, and has no
+living process.
 """
 
 import logging
@@ -42,6 +43,11 @@ def _is_old_run(folder: Path, before: float) -> bool:
     """Return whether *folder* is a run that has ended, and has not changed since *before*."""
     if not _NAME.fullmatch(folder.name) or not folder.is_dir():
         return False
-    run = Run(folder)
-    touched = [each.lstat().st_mtime for each in (folder, *folder.iterdir())]
-    return run.prompt_file.exists() and max(touched) < before and run.state() is not JobState.ALIVE
+    run, files = Run(folder), list(folder.iterdir())
+    state = run.state()
+    # A job whose node shares no folder has its log here at most, or the mark that it was given up.
+    is_run = (
+        not files or run.prompt_file.exists() or run.log.path.exists() or state is JobState.GIVEN_UP
+    )
+    touched = [each.lstat().st_mtime for each in (folder, *files)]
+    return is_run and max(touched) < before and state is not JobState.ALIVE

@@ -118,7 +118,7 @@ class Run:
         *inputs*: a JSON object. Processes of *account* can read both, and add files to the folder,
         but not replace ours. Raises `CannotStart` when the account has no access, and `OSError`.
         """
-        _make_private(self.folder)
+        plain_files.make_private(self.folder)
         plain_files.write_plain(self.folder, _PROMPT, prompt.encode())
         plain_files.write_plain(self.folder, _INPUTS, inputs.encode())
         if account:
@@ -163,7 +163,7 @@ class Run:
         """
         words = _resolve(command, directory, environment)
         try:
-            _make_private(self.folder)
+            plain_files.make_private(self.folder)
             with (
                 self._starting() as starting,
                 plain_files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
@@ -200,7 +200,7 @@ class Run:
         Blocks like `start`.
         """
         try:
-            _make_private(self.folder)
+            plain_files.make_private(self.folder)
             with (
                 self._starting(),
                 plain_files.opened(self.folder, _STATUS, os.O_RDWR | os.O_CREAT) as status,
@@ -240,8 +240,8 @@ class Run:
     @property
     def exit_status(self) -> int | None:
         """The command's exit status, 128 + n after signal n; None before its end, or if lost."""
-        known = self._known.exit_status
-        return self._look()[0].exit_status if known is None else known
+        status = self._known.exit_status
+        return self._look()[0].exit_status if status is None else status
 
     def exited_at(self) -> float | None:
         """Return when the exit status was written, in seconds of `time.time`; None if it is not."""
@@ -256,9 +256,9 @@ class Run:
         Uses no CPU while it waits; any number of callers, in any process, may wait. Cancelling does
         not affect the run. Returns None at once if the run was never started.
         """
-        known = self._identity()
-        if known.pid is not None:
-            with suppress(ProcessLookupError), system.watched(known.pid) as watch:
+        identity = self._identity()
+        if identity.pid is not None:
+            with suppress(ProcessLookupError), system.watched(identity.pid) as watch:
                 if self._is_visible():
                     await _readable(watch)
         # Alive, but invisible here: in another container on the same folder. Its lock is the only
@@ -283,10 +283,10 @@ class Run:
 
     async def end_left_behind(self, grace: timedelta) -> list[LeftBehind]:
         """Send SIGTERM, after *grace* SIGKILL, to the processes left behind; return them."""
-        found = await asyncio.to_thread(self.left_behind)
-        if found:
+        processes = await asyncio.to_thread(self.left_behind)
+        if processes:
             await self._end(self._others, grace)
-        return found
+        return processes
 
     def left_behind(self) -> list[LeftBehind]:
         """Return the living processes of this run, except its wrapper; blocks some milliseconds.
@@ -365,29 +365,29 @@ class Run:
 
     def _exit_status(self, record: _Record) -> int | None:
         """Return the status that waitpid returned, else the one in the folder."""
-        known = self._known.exit_status
-        return record.exit_status if known is None else known
+        status = self._known.exit_status
+        return record.exit_status if status is None else status
 
     def _is_visible(self) -> bool:
-        known = self._identity()
-        return known.pid is not None and system.start_time(known.pid) == known.started
+        identity = self._identity()
+        return identity.pid is not None and system.start_time(identity.pid) == identity.started
 
     async def _is_alive_elsewhere(self) -> bool:
         return await asyncio.to_thread(self.state) is JobState.ALIVE
 
     def _reap(self) -> bool:
         """Reap the wrapper if it is our child and has ended; return whether it was reaped."""
-        known = self._identity()
-        if known.pid is None or not self._is_visible():
+        identity = self._identity()
+        if identity.pid is None or not self._is_visible():
             return False
         try:
-            pid, status = os.waitpid(known.pid, os.WNOHANG)
+            pid, status = os.waitpid(identity.pid, os.WNOHANG)
         except ChildProcessError:
             return False
         if pid:
             code = os.waitstatus_to_exitcode(status)
-            self._known = _Record(known.pid, known.started, code if code >= 0 else 128 - code)
-            self._stayed = _members(known.pid, known.started)
+            self._known = _Record(identity.pid, identity.started, code if code >= 0 else 128 - code)
+            self._stayed = _members(identity.pid, identity.started)
         return bool(pid)
 
     def _living(self) -> list[Process]:
@@ -397,19 +397,19 @@ class Run:
         member is: one that is marked, the wrapper itself, even as a zombie, or one that was there
         when the wrapper was reaped. Without one it may be another program's.
         """
-        known = self._identity()
-        if not known.started:
+        identity = self._identity()
+        if not identity.started:
             return []
-        younger = system.started_since(known.started, f"{_MARKER}={self.prompt_file}")
-        sure = {(known.pid, known.started), *self._stayed}
+        younger = system.started_since(identity.started, f"{_MARKER}={self.prompt_file}")
+        sure = {(identity.pid, identity.started), *self._stayed}
         ours = any(
-            one.session == known.pid and (one.marked or (one.pid, one.started) in sure)
+            one.session == identity.pid and (one.marked or (one.pid, one.started) in sure)
             for one in younger
         )
         return [
             one
             for one in younger
-            if one.living and (one.marked or (ours and one.session == known.pid))
+            if one.living and (one.marked or (ours and one.session == identity.pid))
         ]
 
     def _session(self) -> list[Process]:
@@ -423,38 +423,38 @@ class Run:
 
         Each signal is sent once to each process.
         """
-        for sent, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _DEATH)):
+        for signal_sent, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _DEATH)):
             signalled: set[int] = set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience.total_seconds()):
-                    while found := await asyncio.to_thread(find):
-                        targets = set(self._targets(found, sent))
+                    while processes := await asyncio.to_thread(find):
+                        targets = set(self._targets(processes, signal_sent))
                         begun = self._has_begun(
-                            found
+                            processes
                         )  # first: a command that begins now is signalled again
-                        _signal(targets - signalled, sent)
+                        _signal(targets - signalled, signal_sent)
                         signalled |= targets if begun else set()
-                        await _all_gone(found, _ROUND if begun else _BEGINNING)
+                        await _all_gone(processes, _ROUND if begun else _BEGINNING)
                     return
 
-    def _has_begun(self, found: Sequence[Process]) -> bool:
+    def _has_begun(self, processes: Sequence[Process]) -> bool:
         """Return whether the command was executed: before that, its signals reach the wrapper only.
 
         Between fork and exec it has the wrapper's command line, and then none.
         """
         wrapper = system.command_line(self.pid or 0)
         return not wrapper or any(
-            system.command_line(one.pid) not in ("", wrapper) for one in found
+            system.command_line(one.pid) not in ("", wrapper) for one in processes
         )
 
-    def _targets(self, found: Sequence[Process], sent: signal.Signals) -> Iterator[int]:
-        """Yield the arguments of kill(2) that reach all of *found*.
+    def _targets(self, processes: Sequence[Process], signal_sent: signal.Signals) -> Iterator[int]:
+        """Yield the arguments of kill(2) that reach all of *processes*.
 
         SIGTERM goes to the wrapper's whole group, so that a child forked meanwhile is not missed;
         the wrapper survives it. SIGKILL must not reach the wrapper, which has a status to write.
         """
-        for one in found:
-            if sent == signal.SIGTERM and one.group == self.pid:
+        for one in processes:
+            if signal_sent == signal.SIGTERM and one.group == self.pid:
                 yield -one.group
             elif one.pid != self.pid:
                 yield one.pid
@@ -477,22 +477,15 @@ def _resolve(
     name = os.path.join(directory.absolute(), command[0]) if "/" in command[0] else command[0]
     places = environment.get("PATH", os.defpath).split(os.pathsep)
     path = os.pathsep.join(os.path.join(directory.absolute(), place) for place in places)
-    found = shutil.which(name, path=path)
-    if found is None:
+    program = shutil.which(name, path=path)
+    if program is None:
         there = shutil.which(name, mode=os.F_OK, path=path)
         raise CannotStart(
             f"cannot start {command[0]}: {there} is not executable"
             if there
             else f"cannot start {command[0]}: not found in {path if name == command[0] else name}"
         )
-    return (found, *command[1:])
-
-
-def _make_private(folder: Path) -> None:
-    """Create *folder* and its missing parents with mode 0700 (Path.mkdir: only the last one)."""
-    if not folder.is_dir():
-        _make_private(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
+    return (program, *command[1:])
 
 
 def _lock(descriptor: int) -> bool:
@@ -556,11 +549,11 @@ async def _all_gone(processes: Sequence[Process], seconds: float) -> None:
                     await _readable(watch)
 
 
-def _signal(targets: set[int], sent: signal.Signals) -> None:
+def _signal(targets: set[int], signal_sent: signal.Signals) -> None:
     for target in targets:
         # Gone, or by now another user's: the next search decides.
         with suppress(ProcessLookupError, PermissionError):
-            os.kill(target, sent)
+            os.kill(target, signal_sent)
             os.kill(target, signal.SIGCONT)  # a stopped process does not handle signals
 
 

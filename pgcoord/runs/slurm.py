@@ -5,16 +5,17 @@ could not accept a job that it then runs, and forget jobs that have ended.
 """
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
-from pgcoord.coordination.launching import EngineState, Order, Seen
+from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
-from pgcoord.runs.templates import Said, run_command
+from pgcoord.runs.templates import CommandOutput, run_command
 
 # How long what Slurm does not take now waits.
 _AGAIN = timedelta(seconds=30)
@@ -66,7 +67,7 @@ class Slurm:
             _ENVIRONMENT,
             text.encode(errors="surrogateescape"),
         )
-        said = await self._say(
+        answer = await self._say(
             "sbatch",
             "--parsable",
             *self._options,
@@ -81,24 +82,24 @@ class Slurm:
             str(order.script),
             *order.arguments,
         )
-        if said.status == 0:
-            return said.output.strip().partition(";")[0]  # id;cluster
-        words = _last_line(said.error)
-        if any(each in said.error for each in _UNANSWERED):
+        if answer.status == 0:
+            return answer.output.strip().partition(";")[0]  # id;cluster
+        words = _last_line(answer.error)
+        if any(each in answer.error for each in _UNANSWERED):
             raise NotNow(f"sbatch: {words}", _AGAIN, certain=False)
-        if any(each in said.error for each in (*_UNREACHABLE, *_FULL)):
+        if any(each in answer.error for each in (*_UNREACHABLE, *_FULL)):
             raise NotNow(f"sbatch: {words}", _AGAIN)
-        raise CannotStart(f"sbatch refuses the job: {words}")
+        raise CannotStart(f"sbatch refuses the job: {words}{self._options_in_words}")
 
-    async def find(self) -> Mapping[str, list[Seen]]:
+    async def find(self) -> Mapping[str, list[ListedJob]]:
         """Ask squeue for all jobs of this user, also those that ended a while ago."""
-        said = await self._say("squeue", "--me", "-t", "all", "-h", "-O", _COLUMNS)
-        if said.status:
-            raise NotNow(f"squeue: {_last_line(said.error)}", _AGAIN)
-        found: dict[str, list[Seen]] = {}
-        for name, seen in _read(said.output):
-            found.setdefault(name, []).append(seen)
-        return found
+        answer = await self._say("squeue", "--me", "-t", "all", "-h", "-O", _COLUMNS)
+        if answer.status:
+            raise NotNow(f"squeue: {_last_line(answer.error)}", _AGAIN)
+        jobs: dict[str, list[ListedJob]] = {}
+        for name, job in _read(answer.output):
+            jobs.setdefault(name, []).append(job)
+        return jobs
 
     async def terminate(self, job: str) -> None:
         """Remove the job if it waits; SIGTERM to script and steps if it runs."""
@@ -119,20 +120,20 @@ class Slurm:
 
     async def check(self) -> list[Finding]:
         """Return doctor's findings on this cluster, without the name of the pool."""
-        found = [await self._check_controller()]
-        if found[0].level != "fail":
-            found.append(await self._check_options())
-            found += _check_settings((await self._say("scontrol", "show", "config")).output)
-        return found
+        findings = [await self._check_controller()]
+        if findings[0].level != "fail":
+            findings.append(await self._check_options())
+            findings += _check_settings((await self._say("scontrol", "show", "config")).output)
+        return findings
 
     async def _check_controller(self) -> Finding:
         try:
-            said = await self._say("scontrol", "ping")
+            answer = await self._say("scontrol", "ping")
             nodes = await self._say("sinfo", "-h", "-o", "%T %D")
         except NotNow as error:
             return Finding("", "fail", str(error), "install Slurm's commands on this machine")
-        if said.status or " UP" not in said.output:
-            words = f"its controller does not answer: {_last_line(said.error or said.output)}"
+        if answer.status or " UP" not in answer.output:
+            words = f"its controller does not answer: {_last_line(answer.error or answer.output)}"
             return Finding("", "fail", words, "is slurm.conf found (SLURM_CONF), slurmctld up?")
         states = dict(line.split() for line in nodes.output.splitlines())
         usable = sum(int(n) for state, n in states.items() if state in _USABLE)
@@ -141,20 +142,26 @@ class Slurm:
             return Finding("", "fail", words, "sinfo -R says why")
         return Finding("", "ok", f"Slurm answers, {usable} nodes can be used", None)
 
+    @property
+    def _options_in_words(self) -> str:
+        return f" (options = {json.dumps(self._options)})" if self._options else ""
+
     async def _check_options(self) -> Finding:
         """Whether sbatch would take a job with the options; it takes none."""
-        said = await self._say("sbatch", *self._options, "--test-only", "--wrap", "true")
-        if said.status:
-            words = f"sbatch refuses its options: {_last_line(said.error)}"
+        answer = await self._say("sbatch", *self._options, "--test-only", "--wrap", "true")
+        if answer.status:
+            words = (
+                f"sbatch refuses its options: {_last_line(answer.error)}{self._options_in_words}"
+            )
             return Finding("", "fail", words, "sinfo shows partitions, sbatch --help options")
         return Finding("", "ok", "sbatch takes its options", None)
 
     async def _cancel(self, *arguments: str) -> None:
-        said = await self._say("scancel", "--quiet", *arguments)
-        if said.status and any(each in said.error for each in (*_UNANSWERED, *_UNREACHABLE)):
-            raise NotNow(f"scancel: {_last_line(said.error)}", _AGAIN)
+        answer = await self._say("scancel", "--quiet", *arguments)
+        if answer.status and any(each in answer.error for each in (*_UNANSWERED, *_UNREACHABLE)):
+            raise NotNow(f"scancel: {_last_line(answer.error)}", _AGAIN)
 
-    async def _say(self, *command: str) -> Said:
+    async def _say(self, *command: str) -> CommandOutput:
         """Run one of Slurm's commands. Raises `NotNow` when it is not installed or hangs."""
         return await run_command(command, self._environment)
 
@@ -165,17 +172,19 @@ def _check_settings(text: str) -> list[Finding]:
         name: int(value)
         for name, value in re.findall(r"^(MinJobAge|KillWait) *= (\d+)", text, re.MULTILINE)
     }
-    found = []
+    findings = []
     if seconds.get("MinJobAge", 300) < 60:
         words = f"Slurm forgets jobs that ended after {seconds['MinJobAge']} s (MinJobAge)"
-        found.append(Finding("", "warn", words, "set it to 60 or more, else 300 is usual"))
+        findings.append(Finding("", "warn", words, "set it to 60 or more, else 300 is usual"))
     if seconds.get("KillWait", 30) < 5:
         words = f"Slurm kills {seconds['KillWait']} s after SIGTERM (KillWait)"
-        found.append(Finding("", "warn", words, "jobs that Slurm itself ends have no time to end"))
-    return found
+        findings.append(
+            Finding("", "warn", words, "jobs that Slurm itself ends have no time to end")
+        )
+    return findings
 
 
-def _read(lines: str) -> Iterator[tuple[str, Seen]]:
+def _read(lines: str) -> Iterator[tuple[str, ListedJob]]:
     """Yield (name, state) of each job of pgcoord in *lines*, the output of squeue."""
     for line in lines.splitlines():
         parts = [part.strip() for part in line.split("|", 5)]
@@ -183,12 +192,12 @@ def _read(lines: str) -> Iterator[tuple[str, Seen]]:
             continue
         job, state, reason, nodes, status, name = parts
         if state in _WAITING:
-            yield name, Seen(job, EngineState.WAITING, reason)
+            yield name, ListedJob(job, EngineState.WAITING, reason)
         elif state in _RUNNING:
-            yield name, Seen(job, EngineState.RUNNING, state, nodes or None)
+            yield name, ListedJob(job, EngineState.RUNNING, state, nodes or None)
         else:
             code = _exit_status(status) if state in _WITH_STATUS else None
-            yield name, Seen(job, EngineState.ENDED, f"{state}, {reason}", nodes or None, code)
+            yield name, ListedJob(job, EngineState.ENDED, f"{state}, {reason}", nodes or None, code)
 
 
 def _exit_status(text: str) -> int | None:

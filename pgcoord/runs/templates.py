@@ -15,7 +15,8 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from pgcoord.configuration.listing import field_of, is_path, values_at
-from pgcoord.coordination.launching import EngineState, Order, Seen
+from pgcoord.coordination.launching import EngineState, ListedJob, Order
+from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 
@@ -26,11 +27,14 @@ _AGAIN = timedelta(seconds=30)
 # Variables of the coordinator that every command gets, besides those the pool names.
 _NEEDED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR")
 
+# The keys of a pool that are commands.
+_COMMANDS = ("submit", "list", "cancel", "kill")
+
 _SCRIPT = "job.sh"
 _WRAPPER = "job.py"
 
 
-class Said(NamedTuple):
+class CommandOutput(NamedTuple):
     """What a command said, and its exit status."""
 
     status: int
@@ -40,7 +44,7 @@ class Said(NamedTuple):
 
 async def run_command(
     command: Sequence[str], environment: Mapping[str, str], seconds: float = _COMMAND_TIMEOUT
-) -> Said:
+) -> CommandOutput:
     """Run *command* to its end. Raises `NotNow` when it is not installed, or takes too long."""
     program = shutil.which(command[0], path=environment.get("PATH", os.defpath))
     if program is None:
@@ -64,7 +68,9 @@ async def run_command(
             process.kill()
             await process.wait()
     assert process.returncode is not None
-    return Said(process.returncode, output.decode(errors="replace"), error.decode(errors="replace"))
+    return CommandOutput(
+        process.returncode, output.decode(errors="replace"), error.decode(errors="replace")
+    )
 
 
 class Commands:
@@ -78,40 +84,55 @@ class Commands:
         self._waiting = frozenset(settings["waiting"])
         self._running = frozenset(settings["running"])
 
+    async def check(self) -> list[Finding]:
+        """Return doctor's findings on these commands, without the name of the pool."""
+        path = self._environment.get("PATH", os.defpath)
+        programs = {key: self._settings[key][0] for key in _COMMANDS if key in self._settings}
+        missing = {key: each for key, each in programs.items() if not shutil.which(each, path=path)}
+        if missing:
+            words = f"not installed on this machine: {', '.join(sorted(set(missing.values())))}"
+            remedy = f"install it, or correct the pool's {', '.join(missing)}"
+            return [Finding("", "fail", words, remedy)]
+        try:
+            jobs = await self.find()
+        except NotNow as error:
+            return [Finding("", "fail", str(error), "try the pool's 'list' by hand")]
+        return [Finding("", "ok", f"its engine answers, {len(jobs)} jobs", None)]
+
     async def submit(self, order: Order) -> str:
         """Submit a script that starts the wrapper: engines take one file, and copy it, or not."""
         values = await asyncio.to_thread(_write_script, order)
         command = self._command("submit", values)
-        said = await run_command(command, self._environment)
-        words = f"{command[0]}: {_last_line(said)}"
-        if said.status:
+        answer = await run_command(command, self._environment)
+        words = f"{command[0]}: {_last_line(answer)}"
+        if answer.status:
             refused = self._settings.get("refused")
-            if refused and re.search(refused, said.error + said.output):
+            if refused and re.search(refused, answer.error + answer.output):
                 raise CannotStart(words)
             raise NotNow(words, _AGAIN, certain=False)  # some say that they failed, and did not
-        found = self._id_of(said.output)
-        if found is None:
+        job_id = self._id_of(answer.output)
+        if job_id is None:
             raise NotNow(f"there is no id in what {words}", _AGAIN, certain=False)
-        return found
+        return job_id
 
-    async def find(self) -> Mapping[str, list[Seen]]:
+    async def find(self) -> Mapping[str, list[ListedJob]]:
         """List all jobs by one run of the command `list`; leave out those not named by pgcoord.
 
         Raises `NotNow` when the command fails.
         """
         command = self._command("list", {})
-        said = await run_command(command, self._environment)
+        answer = await run_command(command, self._environment)
         empty = self._settings.get("empty")
-        if said.status and empty and re.search(empty, said.error + said.output):
+        if answer.status and empty and re.search(empty, answer.error + answer.output):
             return {}
-        if said.status:
-            raise NotNow(f"{command[0]}: {_last_line(said)}", _AGAIN)
-        found: dict[str, list[Seen]] = {}
-        for job in self._jobs_in(said.output):
+        if answer.status:
+            raise NotNow(f"{command[0]}: {_last_line(answer)}", _AGAIN)
+        jobs: dict[str, list[ListedJob]] = {}
+        for job in self._jobs_in(answer.output):
             name = str(job.get("name") or "")
             if name.startswith("pgcoord-"):
-                found.setdefault(name, []).append(self._seen(job))
-        return found
+                jobs.setdefault(name, []).append(self._listed(job))
+        return jobs
 
     async def terminate(self, job: str) -> None:
         """Run the pool's command `cancel` for *job*; its exit status is ignored."""
@@ -141,8 +162,8 @@ class Commands:
     def _id_of(self, output: str) -> str | None:
         where = self._settings["id"]
         if is_path(where):
-            found = next((each for _, each in values_at(where, _parsed(output))), None)
-            return None if found is None else str(found)
+            value = next((each for _, each in values_at(where, _parsed(output))), None)
+            return None if value is None else str(value)
         match = re.search(where, output, re.MULTILINE)
         return match[(match.lastindex and 1) or 0] if match else None
 
@@ -157,7 +178,7 @@ class Commands:
         for match in re.finditer(where, output, re.MULTILINE):
             yield match.groupdict()
 
-    def _seen(self, job: Mapping[str, Any]) -> Seen:
+    def _listed(self, job: Mapping[str, Any]) -> ListedJob:
         state, reason = str(job.get("state")), str(job.get("reason") or "")
         listed = (
             EngineState.WAITING
@@ -173,7 +194,7 @@ class Commands:
         )
         node = str(job["node"]) if job.get("node") else None
         status = _exit_status(job.get("exit")) if listed is EngineState.ENDED else None
-        return Seen(str(job["id"]), listed, words, node, status)
+        return ListedJob(str(job["id"]), listed, words, node, status)
 
 
 def _write_script(order: Order) -> dict[str, str]:
@@ -210,6 +231,6 @@ def _exit_status(value: object) -> int | None:
     return number if 0 <= number <= 255 else None
 
 
-def _last_line(said: Said) -> str:
-    lines = [line.strip() for line in (said.error or said.output).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else f"exit status {said.status}"
+def _last_line(answer: CommandOutput) -> str:
+    lines = [line.strip() for line in (answer.error or answer.output).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else f"exit status {answer.status}"

@@ -111,11 +111,13 @@ class Git:
 
         Raises `Unfit` with git's error and *status* if it fails.
         """
-        done = self.attempt(*words)
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
-            raise Unfit(f"git {' '.join(words[:2])}: {said}", status)
-        return done.stdout.rstrip("\n")
+        completed = self.attempt(*words)
+        if completed.returncode:
+            message = (
+                completed.stderr or completed.stdout
+            ).strip() or f"exit status {completed.returncode}"
+            raise Unfit(f"git {' '.join(words[:2])}: {message}", status)
+        return completed.stdout.rstrip("\n")
 
     def has(self, commit: str, other: str) -> bool:
         """Whether *other* is *commit* or one of its ancestors."""
@@ -123,8 +125,8 @@ class Git:
 
     def commit_of(self, name: str) -> str | None:
         """Return the id of the commit that *name* resolves to; None if it resolves to none."""
-        found = self.attempt("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-        return found.stdout.strip() or None
+        completed = self.attempt("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        return completed.stdout.strip() or None
 
 
 class Phase:
@@ -150,14 +152,14 @@ class Phase:
         if not self._inputs or not os.path.exists(self._inputs):
             return []
         with open(self._inputs, encoding="utf-8") as file:
-            given: dict[str, dict[str, Any]] = json.load(file)
-        found = []
-        for number in sorted(given, key=int):
-            result = given[number] or {}
+            inputs: dict[str, dict[str, Any]] = json.load(file)
+        of_ours = []
+        for number in sorted(inputs, key=int):
+            result = inputs[number] or {}
             branch, commit = result.get("branch"), result.get("commit")
             if branch or commit:
-                found.append((str(branch or commit), str(commit or branch)))
-        return found
+                of_ours.append((str(branch or commit), str(commit or branch)))
+        return of_ours
 
     def result(self) -> dict[str, Any]:
         """Return the result that the command has written so far; {} if none.
@@ -195,9 +197,9 @@ class Phase:
         """
         report = os.path.join(os.path.dirname(self.prompt or ""), "report.json")
         try:
-            said = json.loads(_read_object(report, 1_000_000)["body"])
-            if said["status"] in ("completed", "failed"):
-                return {**(said.get("result") or {}), "status": said["status"]}
+            body = json.loads(_read_object(report, 1_000_000)["body"])
+            if body["status"] in ("completed", "failed"):
+                return {**(body.get("result") or {}), "status": body["status"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         return {}
@@ -233,12 +235,12 @@ def _read_object(path: str, most: int = _FILE_LIMIT) -> dict[str, Any]:
     `ValueError` with what is wrong with the file.
     """
     try:
-        found = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from None
-    with os.fdopen(found, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("is not a plain file")
         content = file.read(most + 1)
@@ -318,15 +320,15 @@ class Repository:
         That may be later than its result's commit, when somebody resolved a conflict there. Raises
         `Unfit` when the result's commit is not in this repository.
         """
-        found = []
+        worktrees = []
         for branch, name in prerequisites:
             # Resolved to an id: an agent wrote the name, and git could take it for an option.
             commit = self.git.commit_of(name)
             if commit is None:
                 raise Unfit(f"commit {name} of branch {branch} is not in this repository")
             head = self.git.commit_of(f"refs/heads/{branch}")
-            found.append((branch, head if head and self.git.has(head, commit) else commit))
-        return found
+            worktrees.append((branch, head if head and self.git.has(head, commit) else commit))
+        return worktrees
 
     def branch_for(self, name: str, installation: str) -> str:
         """Return the branch pgcoord/*name*, or with -2, … if another installation has that one."""
@@ -391,24 +393,24 @@ class Worktree:
             self._unlock_index()
             return
         self._make_room()
-        known = git.commit_of(f"refs/heads/{self.branch}")
+        tip = git.commit_of(f"refs/heads/{self.branch}")
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Unfit(f"the worktree cannot be made: {error}") from None
-        if known is None:
+        if tip is None:
             self.repository.make_branch(self.branch, start, self.phase.installation)
         self._making.write_text(str(self.folder), encoding="utf-8", errors="surrogateescape")
         words = ["worktree", "add", "--quiet", str(self.folder), self.branch]
-        made = git.attempt(*words)
-        if made.returncode:  # perhaps because of the hook post-checkout, the only one that runs
+        added = git.attempt(*words)
+        if added.returncode:  # perhaps because of the hook post-checkout, the only one that runs
             self.remove()
             try:
                 git("-c", f"core.hooksPath={os.devnull}", *words)
             except Unfit:
                 self.remove()
                 raise
-            say(f"a hook refuses the checkout, which is made without: {made.stderr.strip()}")
+            say(f"a hook refuses the checkout, which is made without: {added.stderr.strip()}")
         self._mark("ready", "")
         self._making.unlink()
 
@@ -450,10 +452,10 @@ class Worktree:
             if self.git.has("HEAD", commit):
                 continue
             if self.git.commit_of("MERGE_HEAD"):
-                left = ", ".join(self._conflicts()) or "nothing, and not committed"
+                conflicts = ", ".join(self._conflicts()) or "nothing, and not committed"
                 raise Unfit(
                     f"{branch} cannot be merged: another merge is left in {self.folder}, with"
-                    f" conflicts in {left}"
+                    f" conflicts in {conflicts}"
                 )
             words = ["merge", *_UNQUESTIONED, "--no-edit", "--quiet", "-m", f"Merge {branch}"]
             words.append(commit)
@@ -484,8 +486,8 @@ class Worktree:
                 self.resolved_for[name] = self.resolved_for.get(name, 0) + result[name]
         if result.get("status") == "later":  # its model does not answer
             self.git.attempt("merge", "--abort")
-            said = {name: value for name, value in result.items() if name not in _COSTS}
-            self.phase.put_result(self.add_costs(said))
+            fields = {name: value for name, value in result.items() if name not in _COSTS}
+            self.phase.put_result(self.add_costs(fields))
             raise Unfit(str(result.get("error")))
         if status:
             return self.git.attempt("diff", "--quiet")  # not 0: the conflicts are left
@@ -551,7 +553,7 @@ class Worktree:
         """Return the commit that `note_start` has noted; None if it was not called."""
         return self._marked("start")
 
-    def done_before(self, digest: str) -> bool:
+    def did_work_before(self, digest: str) -> bool:
         """Whether an earlier attempt did the same work, but could not keep it."""
         return self._marked("done") == digest
 
@@ -565,8 +567,8 @@ class Worktree:
 
     def remembered(self) -> dict[str, Any]:
         """Return the result of the attempt that did the work, without costs."""
-        found = json.loads(self._marked("result") or "{}")
-        return found if isinstance(found, dict) else {}
+        result = json.loads(self._marked("result") or "{}")
+        return result if isinstance(result, dict) else {}
 
     def keep(self) -> str:
         """Commit all changes to the phase's branch, and return the id of the commit.
@@ -583,9 +585,9 @@ class Worktree:
         merging = self.git.commit_of("MERGE_HEAD")
         if staged or merging:
             words = ["commit", "--quiet", "--message", self.phase.title]
-            done = self.git.attempt(*words)
-            if done.returncode:
-                say(f"a hook refuses the commit, which is made without: {done.stderr.strip()}")
+            completed = self.git.attempt(*words)
+            if completed.returncode:
+                say(f"a hook refuses the commit, which is made without: {completed.stderr.strip()}")
                 self.git(*words, *_UNQUESTIONED, status=WORK_NOT_KEPT)
         self._return_to_branch()
         self._check_submodules()
@@ -602,14 +604,14 @@ class Worktree:
         None if there is none, or its branch does not have that commit any more.
         """
         try:
-            kept = json.loads(self._kept.read_text(encoding="utf-8"))
+            note = json.loads(self._kept.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         head = self.repository.git.commit_of(f"refs/heads/{self.branch}")
-        commit = kept["result"]["commit"]
-        if kept["digest"] != digest or head is None:
+        commit = note["result"]["commit"]
+        if note["digest"] != digest or head is None:
             return None
-        return kept["result"] if self.repository.git.has(head, commit) else None
+        return note["result"] if self.repository.git.has(head, commit) else None
 
     def close(self) -> None:
         """Remove the folder, unless a repository in it has work that is nowhere else."""
@@ -652,8 +654,8 @@ class Worktree:
             return []
         staged = self.git("ls-files", "--stage", "-z").split("\0")
         submodules = [each.partition("\t")[2] for each in staged if each.startswith("160000 ")]
-        found = [each for each in submodules if (self.folder / each / ".git").exists()]
-        return found + self._nested_repositories()
+        repositories = [each for each in submodules if (self.folder / each / ".git").exists()]
+        return repositories + self._nested_repositories()
 
     def _holds_work(self, path: str) -> bool:
         """Whether the repository at *path* within has commits or changes that are nowhere else."""
@@ -734,13 +736,13 @@ class Worktree:
             return None
 
 
-def environment_for(given: dict[str, str], folder: Path) -> dict[str, str]:
-    """Return the environment for git and the command, from *given*.
+def environment_for(inherited: dict[str, str], folder: Path) -> dict[str, str]:
+    """Return the environment for git and the command, from *inherited*.
 
     Without git's own variables of place, and with an identity for commits if git, started in
     *folder*, has none.
     """
-    environment = {name: value for name, value in given.items() if name not in _GIT_PLACES}
+    environment = {name: value for name, value in inherited.items() if name not in _GIT_PLACES}
     git = Git(folder, environment)
     if git.attempt("-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").returncode:
         for role in ("AUTHOR", "COMMITTER"):
@@ -803,8 +805,8 @@ class FeatureBranch:
             pushed = self.git.attempt("push", remote, self.name, seconds=_PUSH_PATIENCE)
         except subprocess.TimeoutExpired:
             return f"{self.name} is not pushed to {remote}: no answer for {_PUSH_PATIENCE} s"
-        said = pushed.stderr.strip()
-        return f"{self.name} is not pushed to {remote}: {said}" if pushed.returncode else None
+        message = pushed.stderr.strip()
+        return f"{self.name} is not pushed to {remote}: {message}" if pushed.returncode else None
 
 
 def hand_on(
@@ -904,7 +906,7 @@ def do(
     check_filters(worktree)
     worktree.merge(prerequisites, options.resolve)
     say(f"{worktree.folder}, branch {worktree.branch}; if the command fails, both stay")
-    if worktree.done_before(digest):
+    if worktree.did_work_before(digest):
         say("the command has succeeded in an earlier attempt: only its work is to be kept")
         result = worktree.remembered()
     else:
@@ -935,12 +937,12 @@ def run(options: Options) -> int:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command gets it as well; no traceback
     folder = Path.cwd()
-    given = dict(os.environ)
-    phase = Phase(given, options.title, options.work)
+    environment = dict(os.environ)
+    phase = Phase(environment, options.title, options.work)
     try:
         if shutil.which("git") is None:
             raise Unfit("there is no git on PATH, which worktrees need")
-        return work(options, phase, Git(folder, environment_for(given, folder)))
+        return work(options, phase, Git(folder, environment_for(environment, folder)))
     except Unfit as fault:
         say(str(fault))
         phase.put_fault(str(fault))

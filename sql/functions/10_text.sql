@@ -1,11 +1,11 @@
--- Words for people: what the views, the checkup and the errors are made of.
+-- Words for people, used by views, the checkup and error messages.
 
--- What a phase with this phase_data and number is called.
+-- The title of a phase with this phase_data and number.
 create or replace function pgcoord_private.title_of(p_phase_data jsonb, p_phase_number integer) returns text
 language sql immutable
 return coalesce(p_phase_data ->> 'title', 'Phase ' || p_phase_number);
 
--- What a phase is called.
+-- The title of a phase.
 create or replace function pgcoord_private.title_of(p_phase public.phase_queue) returns text
 language sql immutable
 return pgcoord_private.title_of(p_phase.phase_data, p_phase.phase_number);
@@ -24,7 +24,7 @@ return p_number || case
     else 'th'
 end;
 
--- A number with what it counts: 1 phase waits, 2 phases wait.
+-- A number with its noun and verb: 1 phase waits, 2 phases wait.
 create or replace function pgcoord_private.counted(p_number bigint, p_one text, p_many text) returns text
 language sql immutable
 return p_number || ' ' || case when p_number = 1 then p_one else p_many end;
@@ -45,11 +45,11 @@ language sql immutable
 return concat_ws(' and ', array_to_string(p_names[1:3], ', '),
     case when cardinality(p_names) > 3 then cardinality(p_names) - 3 || ' more' end);
 
--- What an error says in one line: its first, and where that tells no more than an exit status, the cause that follows.
+-- An error in one line: its first line, or, if that is only an exit status, the line with the cause, which follows.
 create or replace function pgcoord_private.headline(p_error text) returns text
 language sql immutable
 return left(case when p_error ~ '^exited with status [0-9]+( [(]signal [0-9]+[)])?\n.'
-            -- As pgcoord/runs/logs.py knows the cause, which it puts first.
+            -- pgcoord/runs/logs.py puts the cause first.
             and split_part(p_error, e'\n', 2) ~*
                 'error|exception|fail|fatal|panic|assert|traceback|cannot|denied|refused|not found|undefined|killed|aborted|^E\s'
         then split_part(p_error, e'\n', 1) || ': ' || ltrim(split_part(p_error, e'\n', 2))

@@ -1,4 +1,4 @@
--- The table of states: which may follow which, and how an attempt ended.
+-- The table of states: the permitted transitions, and the outcomes of attempts.
 
 -- Whether a phase in the first state may become the second: docs/design.md, section 4.
 create or replace function pgcoord_private.may_move(p_from text, p_to text) returns boolean
@@ -12,18 +12,18 @@ return p_from || ' → ' || p_to in (
     'cancelled → queued', 'cancelled → completed'
 );
 
--- Whether a phase in this state has ended: nothing happens to it by itself.
+-- Whether a phase in this state has ended: only a person changes it from now on.
 create or replace function pgcoord_private.ended(p_status text) returns boolean
 language sql immutable
 return p_status in ('completed', 'failed', 'cancelled');
 
--- Whether a prerequisite in this state is met for a dependent that runs when its prerequisites are completed, or, failed
--- or always, when they have ended: one that is blocked will not start, so it counts as ended.
+-- Whether a prerequisite in this state is met for a dependent with this run_when. For "completed" it must be completed; for
+-- "failed" and "always" it must have ended. A blocked one will not start, so it counts as ended.
 create or replace function pgcoord_private.is_met(p_status text, p_run_when text) returns boolean
 language sql immutable
 return p_status = 'completed' or p_run_when <> 'completed' and p_status in ('failed', 'cancelled', 'blocked');
 
--- Refuse (PC005) what is no run_when, or failed without anything that could.
+-- Refuse (PC005) an unknown run_when, and "failed" for a phase without prerequisites.
 create or replace function pgcoord_private.check_run_when(p_queue_id text, p_run_when text, p_depends_on jsonb) returns void
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp as $$
@@ -41,12 +41,13 @@ begin
     end if;
 end $$;
 
--- How an attempt ended or shall end, or the status of a phase that never had one; null while it lives.
+-- The outcome of an attempt, or the end that was requested for it; for a phase without attempts its status. Null while the
+-- attempt is alive.
 create or replace function pgcoord_private.stored_outcome(p_phase public.phase_queue, p_attempt pgcoord.attempt) returns text
 language sql immutable
 return coalesce((p_attempt).outcome, (p_attempt).ending, case when (p_attempt).id is null then (p_phase).status end);
 
--- Refuse what is no status at all.
+-- Refuse an unknown status.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_status(p_queue_id text, p_status text) returns void
 language plpgsql stable
@@ -61,8 +62,8 @@ begin
         hint = 'A status is queued, ready, running, completed, failed, blocked or cancelled; left out, it is queued.';
 end $$;
 
--- Whether whoever acts writes the state of phases and features by hand: the owner, coordinators, and functions of
--- the schema pgcoord. Clients have these functions.
+-- Whether the current user may write the state of phases and features: the owner, coordinators, and functions of the schema
+-- pgcoord may. Clients call these functions.
 create or replace function pgcoord_private.writes_state() returns boolean
 language sql stable
 return has_table_privilege('pgcoord.attempt'::regclass, 'update');

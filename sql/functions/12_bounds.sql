@@ -1,5 +1,5 @@
--- What may be stored: names, sizes, depths and numbers that every reader can take. docs/sql.md states them. The
--- triggers of the two public tables call these functions, at any depth: a client's own trigger gets past none.
+-- Limits of stored values: names, sizes, depths and numbers that every reader can handle; docs/sql.md lists them. The
+-- triggers of the two public tables call these functions at any trigger depth, so a client's own trigger cannot bypass them.
 
 -- Refuse JSON of more than p_bytes, of 100 levels or more, or with a number beyond what a double holds.
 -- Errors: PC005.
@@ -8,7 +8,8 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_fault text := case
-        -- The first is how much is stored, perhaps compressed: it spares most values the second.
+        -- pg_column_size is the stored size, perhaps compressed; it makes the second, slower test unnecessary for most
+        -- values.
         when pg_column_size(p_value) > 8192 and octet_length(p_value::text) > p_bytes
             then format('has %s of JSON: %s at most', pg_size_pretty(octet_length(p_value::text)::bigint), pg_size_pretty(p_bytes::bigint))
         when jsonb_path_exists(p_value, 'strict $.**{100}') then 'is nested 100 levels deep or more'
@@ -38,8 +39,8 @@ begin
     end if;
 end $$;
 
--- Refuse a name that no address of a page and no line of a log can carry, or that is made for another phase. What
--- takes version 1 over keeps its names (setting pgcoord.takes_over, which counts only for the owner).
+-- Refuse a name that cannot be part of a URL or of a log line, or that another phase has by default. The migration from
+-- version 1 keeps old names (setting pgcoord.takes_over, which has an effect only for the owner).
 -- Errors: PC005.
 create or replace function pgcoord_private.check_queue_id(p_queue_id text, p_feature_id integer, p_phase_number integer) returns void
 language plpgsql stable
@@ -62,13 +63,13 @@ begin
     end if;
 end $$;
 
--- A long text without its middle: what failed is said at its head or at its end.
+-- A long text without its middle: the head or the end of an error message names the fault.
 create or replace function pgcoord_private.without_middle(p_text text) returns text
 language sql immutable
 return case when length(p_text) <= 16000 then p_text
     else left(p_text, 4000) || format(E'\n… %s characters left out …\n', length(p_text) - 16000) || right(p_text, 12000) end;
 
--- Refuse phase_data that is no object, or whose members no reader could take.
+-- Refuse phase_data that is not an object, or that has members of a wrong type.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_phase_data(p_queue_id text, p_data jsonb) returns void
 language plpgsql stable
@@ -116,8 +117,7 @@ begin
     perform pgcoord_private.check_text('workflow_type of phase ' || p_queue_id, p_data ->> 'workflow_type', 200);
 end $$;
 
--- JSON as it is meant where clients have no other way to say it: null is none, and the empty array of a client that
--- knows no difference is written as the empty object, and the other way round.
+-- Return p_empty for null, JSON null, an empty array and an empty object: some clients cannot tell these apart.
 create or replace function pgcoord_private.meant_as(p_empty jsonb, p_value jsonb) returns jsonb
 language sql immutable
 return case when p_value is null or p_value in ('null', '[]', '{}') then p_empty else p_value end;
@@ -134,7 +134,7 @@ begin
         hint = 'Give a value, or leave the column out: it then keeps the one it has.';
 end $$;
 
--- Refuse (PC005) a time that nobody can count with, such as infinity.
+-- Refuse (PC005) a time that clients cannot represent, such as infinity.
 create or replace function pgcoord_private.check_times(p_what text, variadic p_times timestamptz[]) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$

@@ -1,16 +1,17 @@
--- How long a phase takes: what its estimate and the past runs of its workflow tell together.
+-- The expected duration of a phase, from its estimate and the past runs of its workflow.
 
--- The estimate that the data of a phase states; null where it states none.
+-- The estimate in the data of a phase; null if there is none.
 create or replace function pgcoord_private.estimate_of(p_phase_data jsonb) returns interval
 language sql immutable
 return case jsonb_typeof(p_phase_data -> 'estimated_hours') when 'number'
-    -- As a numeric, for a JSON number may be too large, or too near to 0, for any other type.
+    -- A numeric, since a JSON number may be too large, or too close to 0, for any other type.
     then make_interval(secs => round(3600 * least(greatest((p_phase_data ->> 'estimated_hours')::numeric, 0), 1e5), 6)::float8) end;
 
--- How long a phase takes, from its own estimate and the past runs of its workflow, each weighed by how much it tells:
--- an estimate is right within the half and the double, eight times of ten; runs tell the more, the more there are and
--- the more alike they were. Lengths are compared by their ratios (in logarithms). Where the two disagree, the words are as
--- wide as both. Nulls where nothing tells: no estimate, and fewer than three runs or such as lie apart by a factor of fifty.
+-- The expected duration of a phase: low, median, high. It combines the estimate and the past runs, weighted by their
+-- precision: an estimate is within half and double of the real duration eight times out of ten; runs are more precise the
+-- more there are and the less they differ. Durations are compared by ratio (their logarithms). If the two disagree, the
+-- range covers both. Nulls if nothing is known: no estimate, and fewer than three runs, or runs that differ by a factor of
+-- fifty.
 create or replace function pgcoord_private.expected_length(
     p_estimate interval, p_runs bigint, p_low interval, p_median interval, p_high interval,
     out low interval, out median interval, out high interval
@@ -53,15 +54,15 @@ begin
     high := greatest(make_interval(secs => exp(v_mid + v_ten / sqrt(v_weight))), p_estimate, p_median);
 end $$;
 
--- By how much the average of past runs exceeds the one in the middle, of which eight of ten lie between low and high: a long
--- run is longer than a short one is shorter (log-normal), and sums of many phases are those of averages. Half, at most.
+-- The ratio of the average to the median, if eight of ten runs are between low and high. Durations are log-normal, so the
+-- average is larger, and the sum over many phases is a sum of averages. At most 1.5.
 create or replace function pgcoord_private.average_exceeds(p_low interval, p_high interval) returns double precision
 language sql immutable
 return case when extract(epoch from p_low) > 0
     then least(exp((ln(extract(epoch from p_high)::float8 / extract(epoch from p_low)::float8) / 2 / 1.2816) ^ 2 / 2), 1.5) else 1 end;
 
--- What is left, in seconds, of a phase that runs for so long: until the usual length, and once that has passed until the
--- longest usual one, then until twice that, and so on. So an expected end stays where it is until it has passed.
+-- The remaining seconds of a phase that has run for some time: until the median, after that until the longest usual
+-- duration, then until twice that, and so on. So an expected end does not change until it has passed.
 create or replace function pgcoord_private.remaining_length(p_elapsed double precision, p_usual double precision, p_high double precision)
 returns double precision
 language sql immutable

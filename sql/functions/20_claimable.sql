@@ -1,9 +1,9 @@
--- What may run, and what no waiting alone will help.
+-- The phases that may run, and those that cannot start without help.
 
--- The rule, for the claim and for all who show the line. phase_queue_claim_idx has the same condition: for each workflow it
--- has what can be claimed in the order of the line, and nothing else.
+-- The rule for the claim and for all views of the queue. phase_queue_claim_idx has the same condition: it holds exactly the
+-- claimable phases of each workflow, in the order of their claim.
 create or replace view pgcoord_private.claimable as
--- (locker: the transaction that has the phase locked, or had. Columns that phase_queue is given come last.)
+-- (locker: the transaction that has, or had, locked the phase. Columns that are added to phase_queue come last.)
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null and not p.held and not p.gated
@@ -11,7 +11,7 @@ where p.status = 'queued' and p.eligible_at is not null and p.retry_at is null a
 comment on view pgcoord_private.claimable is
     'Phases that can be claimed: their prerequisites are completed, they wait for no retry time, no approval and no lock, and their feature is not paused.';
 
--- The phase that holds a lock, as people name it; null when it is free.
+-- The phase that holds a lock, in words; null if the lock is free.
 create or replace function pgcoord_private.lock_holder(p_lock text) returns text
 language sql stable
 begin atomic
@@ -27,13 +27,13 @@ from public.phase_queue as p
 where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held and not p.gated;
 comment on view pgcoord_private.due_retry is 'Phases whose retry time has come, and that wait for nothing else.';
 
--- Phases whose claim failed a moment ago: they stay in the line, and claims pass them over. (Not in the view: of the index
--- alone the line is read, and that has no names.)
+-- Phases whose claim failed a moment ago: they stay in the queue, and claims skip them. (Not part of the view claimable:
+-- that is read from the index alone, which has no names.)
 create or replace function pgcoord_private.set_aside() returns text[]
 language sql volatile
 return array(select queue_id from pgcoord.unclaimable where until > clock_timestamp());
 
--- The gates that somebody is asked about: those whose prerequisites are completed.
+-- The gates that wait for an answer: those whose prerequisites are completed.
 create or replace view pgcoord.gate as
 select p.queue_id, p.feature_id, p.phase_number, p.phase_data ->> 'gate' as question, p.eligible_at as asked_at
 from public.phase_queue as p
@@ -41,14 +41,14 @@ where p.gated and p.status = 'queued' and p.eligible_at is not null and not p.he
 comment on view pgcoord.gate is
     'Phases that wait for pgcoord.approve or pgcoord.reject: what is asked, and since when it could go on.';
 
--- A gate that runs nothing: it names no workflow and has no prompt for one. Its approval completes it. (`only_asks` of
--- pgcoord/plan/model.py says the same of a plan that is not stored yet.)
+-- Whether a phase is a gate that runs nothing: it names no workflow and has no prompt. Its approval completes it.
+-- (`only_asks` of pgcoord/plan/model.py says the same of a plan that is not stored yet.)
 create or replace function pgcoord_private.only_asks(p_data jsonb) returns boolean
 language sql immutable
 return coalesce(p_data ->> 'gate' is not null and coalesce(p_data ->> 'workflow_type', '') = ''
     and btrim(coalesce(p_data ->> 'prompt_content', ''), E' \t\n\r\f\v') = '', false);
 
--- Whether a phase says nothing of what is to be done: the default workflow would start with no title and no prompt.
+-- Whether a phase has no task: the default workflow would start without a title and without a prompt.
 create or replace function pgcoord_private.is_empty(p_data jsonb) returns boolean
 language sql immutable
 return btrim(concat(p_data ->> 'title', p_data ->> 'prompt_content', p_data ->> 'workflow_type', p_data ->> 'gate')) = '';
@@ -58,7 +58,7 @@ create or replace function pgcoord_private.workflow_of(p_phase public.phase_queu
 language sql stable
 return coalesce(nullif((p_phase).workflow_type, ''), (select name from pgcoord.workflow where is_default));
 
--- The pool in which a phase runs: that of its workflow; null where no coordinator knows that one.
+-- The pool in which a phase runs: that of its workflow; null if no coordinator knows the workflow.
 create or replace function pgcoord_private.pool_of(p_workflow text) returns text
 language sql stable
 return (select w.pool from pgcoord.workflow as w where w.name = p_workflow or coalesce(p_workflow, '') = '' and w.is_default);
@@ -68,12 +68,12 @@ create or replace function pgcoord_private.pool_of_slot(p_slot smallint) returns
 language sql stable
 return (select s.pool from pgcoord.slot as s where s.number = p_slot);
 
--- A pool in words, after "slot": nothing for local, which is the only one until others are declared.
+-- A pool in words, to follow the word "slot"; empty for local, the only pool until others are declared.
 create or replace function pgcoord_private.in_pool(p_pool text) returns text
 language sql immutable
 return case when p_pool <> 'local' then ' in pool ' || p_pool else '' end;
 
--- How a workflow stands in phase_queue_claim_idx: by its name, and the default one also as the empty text.
+-- The keys of a workflow in phase_queue_claim_idx: its name; the default workflow also has the empty text.
 create or replace view pgcoord_private.workflow_line as
 select w.name as line, w.* from pgcoord.workflow as w
 union all
@@ -81,7 +81,7 @@ select '', w.* from pgcoord.workflow as w where w.is_default;
 comment on view pgcoord_private.workflow_line is
     'The workflows by the name under which phases wait for them: the default one has two, its own and the empty one.';
 
--- Slots that a claim can give to a phase, found by index however many are held.
+-- Slots that a claim can give to a phase, found by index, however many slots are held.
 create or replace view pgcoord_private.vacant_slot as
 select f.pool, f.number
 from pgcoord.free_slot as f
@@ -89,8 +89,8 @@ from pgcoord.free_slot as f
 where not s.draining and not exists (select from public.phase_queue as p where p.slot = f.number);
 comment on view pgcoord_private.vacant_slot is 'Slots that a claim can give to a phase, as far as pgcoord.free_slot knows.';
 
--- Take the phases that name these locks, which are held, out of the line: a claim meets each of them once. Not those that
--- it has taken itself.
+-- Take the phases that name these locks, which are held, out of the queue, so that each claim meets such a phase only once.
+-- Skips phases that this claim has locked itself.
 create or replace function pgcoord_private.park(p_locks text[], p_taken text[]) returns void
 language sql
 set enable_seqscan = off
@@ -104,9 +104,9 @@ begin atomic
     );
 end;
 
--- Put the first phase of each lock that is free into the line, of those that a claim can take now: their pool has a free
--- slot, they are not among p_aside, and have an issue where p_issues_only. Returns them. (The locks are looked up one after
--- the other, however many phases name one.)
+-- For each free lock, put the first phase that a claim can take now into the queue, and return these phases. A claim can
+-- take a phase if its pool has a free slot, it is not in p_aside, and, with p_issues_only, it has an issue. (One look-up for
+-- each lock, however many phases name it.)
 create or replace function pgcoord_private.unpark(p_aside text[], p_issues_only boolean) returns setof text
 language sql
 set enable_seqscan = off
@@ -143,15 +143,15 @@ begin atomic
     returning queue_id;
 end;
 
--- Slots that nobody holds, those of pools that were taken out of the configuration too (they drain).
+-- Slots that no phase holds, including those of pools that were removed from the configuration (they drain).
 create or replace view pgcoord_private.free_slot as
 select s.number, s.pool, s.draining
 from pgcoord.slot as s
 where not exists (select from public.phase_queue as p where p.slot = s.number);
 comment on view pgcoord_private.free_slot is 'Slots that no phase holds.';
 
--- Bring pgcoord.free_slot up to the slots that there are: set_slots does, and whoever takes the lead, as a restore or an
--- owner may have gone round the functions.
+-- Make pgcoord.free_slot agree with pgcoord.slot. Called by set_slots, and by each new leader, since a restore or the owner
+-- may have changed slots without the functions.
 create or replace function pgcoord_private.find_free_slots() returns void
 language sql
 begin atomic
@@ -162,15 +162,15 @@ begin atomic
     where not exists (select from pgcoord.free_slot as known where known.pool = f.pool and known.number = f.number);
 end;
 
--- Until when no phase is claimed that has no issue yet, because GitHub makes none; null when there is nothing to
+-- The time until which phases without an issue are not claimed, because GitHub creates none; null if there is nothing to
 -- wait for.
 create or replace function pgcoord_private.issues_held_until(p_control pgcoord.control) returns timestamptz
 language sql stable
 return case when least(p_control.issues_held_until, p_control.issues_held_since + p_control.issues_optional_after) > clock_timestamp()
     then least(p_control.issues_held_until, p_control.issues_held_since + p_control.issues_optional_after) end;
 
--- What no waiting alone will help: the one place that says which phases these are. (The workflows are those of the last
--- lead, whether it still lasts or not.)
+-- Phases that cannot start until somebody changes something; only this view defines them. (The workflows are those of the
+-- last lead, even if that is over.)
 create or replace view pgcoord_private.stranded as
 select p.queue_id, p.feature_id, p.phase_number, p.status, p.eligible_at, 'missing' as kind,
     format('waits for phase %s, which does not exist', d.prerequisite) as words, d.prerequisite::text as refers_to
@@ -191,8 +191,8 @@ where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordina
 comment on view pgcoord_private.stranded is
     'Phases that cannot start until somebody changes something: a prerequisite that does not exist, a workflow that no coordinator knows.';
 
--- Phases that were given back at the end of each of their last tries, as a model gave no answer or GitHub took no request:
--- how often in a row, and since when.
+-- Phases whose last attempts were all returned, because a model did not answer or GitHub took no request: how often in a
+-- row, and since when.
 create or replace view pgcoord_private.postponed as
 select p.queue_id, count(*) as times, min(a.ended_at) as since
 from public.phase_queue as p

@@ -1,6 +1,6 @@
--- Who leads, what a coordinator has to run, and whose processes are on another host.
+-- The leader, the attempts that a coordinator runs, and the attempts of other hosts.
 
--- What a coordinator needs of an attempt to run it, or to take it over.
+-- The columns that a coordinator needs to run an attempt, or to take it over.
 create or replace view pgcoord_private.assignment as
 select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host, a.folder,
     a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
@@ -24,9 +24,9 @@ where l.locktype = 'advisory' and l.classid = 7405 and l.objid = 1 and l.objsubi
     and l.database = (select oid from pg_database where datname = current_database());
 comment on view pgcoord_private.lead_lock is 'Sessions and prepared transactions that hold the lock of the lead, coordinators or not.';
 
--- Who leads holds that lock on its LISTEN connection, and has recorded which session of the server that is. The lock
--- goes with the connection, so a dead coordinator never seems to lead, whoever takes the lock afterwards. (When a session
--- of another user started is shown only to those who have pg_read_all_stats.)
+-- The leader holds that lock on its LISTEN connection, and has recorded that session. The lock ends with the connection, so
+-- a dead coordinator never seems to lead, even if another session takes the lock afterwards. (Only members of
+-- pg_read_all_stats see when a session of another user started.)
 create or replace view pgcoord.leader as
 select c.epoch, c.host, c.pid, c.version, c.lead_at
 from pgcoord.coordinator as c
@@ -38,7 +38,7 @@ where exists (
 );
 comment on view pgcoord.leader is 'The coordinator that leads; no row when none does.';
 
--- Of a coordinator that was killed the last sign of life counts: no later than that it was there.
+-- For a coordinator that was killed, the time of its last sign of life.
 create or replace view pgcoord_private.unwatched as
 select c.epoch, c.host, c.pid, coalesce(c.resigned_at, c.heard_at) as since,
     format('no coordinator runs since %s%s', pgcoord_private.clock(coalesce(c.resigned_at, c.heard_at)),
@@ -56,7 +56,7 @@ from (
 comment on view pgcoord_private.unwatched is
     'Since when no coordinator runs; no row while one leads, or where none ever did.';
 
--- Not of the leader itself: that has recorded its session.
+-- The leader itself is left out: it has recorded its session.
 create or replace view pgcoord.lead_blocker as
 select l.pid, s.usename, s.application_name,
     case when l.pid is null then format('the prepared transaction %L', x.gid)
@@ -75,15 +75,15 @@ limit 1;
 comment on view pgcoord.lead_blocker is
     'Where no coordinator leads: the session that keeps them from it by holding the lock of the lead; no row when none does.';
 
--- How long a coordinator may be out of touch with the database before the attempts of its host are lost. Who stands by
--- asks for the lead every six seconds at most, which renews the lease; a silent network is noticed within fifteen, and a
--- leader that is frozen loses its lead after thirty. This is twice that.
+-- How long a coordinator may be disconnected before the attempts of its host are lost. A coordinator that stands by asks for
+-- the lead at least every six seconds, which renews the lease; a silent network is noticed within fifteen seconds, and a
+-- frozen leader loses its lead after thirty. The lease is twice that.
 create or replace function pgcoord_private.lease_length() returns interval
 language sql immutable
 return interval '60 seconds';
 
--- The leader needs no lease: while it leads nobody declares anything of its host lost. From the moment when another one
--- leads, every host has a whole lease to renew its own, however long the database or the network was away before.
+-- The leader needs no lease: while it leads, nobody declares its attempts lost. When another coordinator takes the lead,
+-- every host has a whole lease time to renew its lease, however long the database or the network was unavailable before.
 create or replace view pgcoord.elsewhere as
 select a.id as attempt_id, a.queue_id, a.host, greatest(h.lease_until, c.lead_at + pgcoord_private.lease_length()) as left_alone_until
 from pgcoord.control as k
@@ -97,8 +97,8 @@ from pgcoord.control as k
 comment on view pgcoord.elsewhere is
     'Attempts on other hosts than the one that leads (or led last), and until when they are left alone; then they are lost.';
 
--- The session of process p_holder, for which that of p_waiter waits. A prepared transaction has no session: it is process 0 to
--- pg_blocking_pids, and is found by the lock that it has and the other wants. Its last statement was to prepare it.
+-- The session of process p_holder, for which the session of p_waiter waits. A prepared transaction has no session:
+-- pg_blocking_pids returns process 0 for it, and it is found by the lock that it holds and p_waiter requests.
 create or replace function pgcoord_private.holder_of(p_waiter integer, p_holder integer)
 returns table (usename name, application_name text, since timestamptz, state text, query text)
 language sql stable rows 1
@@ -122,9 +122,9 @@ set search_path = pg_catalog, pg_temp as $$
     );
 $$;
 
--- Locks that coordinators wait for, with the sessions that hold them up. A session waits for one lock: its name tells
--- which (await_lock). Who holds it is known only while it waits; what that session does, only to those who may see it
--- (pg_read_all_stats).
+-- Locks that coordinators wait for, with the sessions that hold them. Each waiting session waits for one lock, which its
+-- application_name contains (await_lock). The holder is visible only during the wait, and its activity only to members of
+-- pg_read_all_stats.
 create or replace function pgcoord_private.find_lock_waits() returns table (
     lock text, holder integer, usename name, application_name text, since timestamptz, state text, query text
 )
@@ -168,7 +168,7 @@ language sql immutable
 return case when p_holder = 0 then coalesce('rollback prepared' || substr(p_query, 20), 'rollback prepared …')
     else format('select pg_terminate_backend(%s)', p_holder) end;
 
--- The session that holds a lock that a coordinator waits for, in words; null when none is seen.
+-- The session that holds a lock for which a coordinator waits, in words; null if none is visible.
 create or replace function pgcoord_private.held_by(p_lock text) returns text
 language sql stable
 begin atomic
@@ -178,8 +178,8 @@ begin atomic
     limit 1;
 end;
 
--- The session that holds a lock for which the session of process p_pid waits, in words; null when it waits for none.
--- Sessions that wait in turn are no answer: the first that does not wait itself is.
+-- The session that holds a lock for which the session of process p_pid waits, in words; null if it waits for none. If the
+-- holder waits for a lock as well, follow the chain to the first session that does not wait.
 create or replace function pgcoord_private.blocked_by(p_pid integer) returns text
 language sql stable
 begin atomic
@@ -196,7 +196,7 @@ begin atomic
     limit 1;
 end;
 
--- What happened to attempts and is not recorded yet, since somebody has locked what that would change.
+-- Events of attempts that are not recorded yet, because another session has locked a row that the record would change.
 create or replace view pgcoord_private.unrecorded_now as
 select u.attempt_id, a.queue_id, u.since, u.lock,
     format('%s, which is not recorded yet: it needs %s, which is held by %s', u.words, u.lock,
@@ -207,8 +207,8 @@ where a.exited_at is null;
 comment on view pgcoord_private.unrecorded_now is
     'What happened to attempts and cannot be recorded yet, and who holds it up.';
 
--- Claimable phases that a coordinator cannot claim: those that the same transaction has locked as the one that it waits
--- for, or all, where it waits for the control row or for slots.
+-- Claimable phases that a coordinator cannot claim: all if it waits for the control row or for slots, otherwise those that
+-- are locked by the transaction for which it waits.
 create or replace view pgcoord_private.locked_phase as
 select p.queue_id, p.feature_id, p.phase_number, p.eligible_at, w.lock,
     format('cannot be claimed: %s is held by %s', w.lock, pgcoord_private.held_by(w.lock)) as words

@@ -1,4 +1,4 @@
--- What happened: events, and the times of each attempt.
+-- History: events, and the times of each attempt.
 
 create or replace view pgcoord.history as
 select e.id, e.at, e.kind, e.feature_id, e.phase_number, e.queue_id, e.from_status, e.to_status, e.attempt, a.adw_id, e.actor, e.reason
@@ -14,7 +14,8 @@ from public.phase_queue as p
 order by p.feature_id, p.phase_number, a.number;
 comment on view pgcoord.timeline is 'When each phase waited, was claimed, ran and ended; a row for each attempt.';
 
--- Whether a phase was taken as completed without being run to its end. (A gate that only asks is completed by its approval.)
+-- Whether a phase was marked as completed without being run to its end. (A gate that runs nothing is completed by its
+-- approval.)
 create or replace function pgcoord_private.was_skipped(p_phase public.phase_queue) returns boolean
 language sql stable cost 1000
 begin atomic

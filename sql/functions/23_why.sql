@@ -1,7 +1,7 @@
--- Why: the reason in words for every phase that does not run.
+-- The reason, in words, why a phase does not run.
 
--- The nearest failed or cancelled phase upstream of each blocked phase of a feature: fewest steps, then lowest number.
--- Goes from the failed and cancelled ones down, all at once, and to each phase once: linear in phases and edges.
+-- For each blocked phase of a feature, the nearest failed or cancelled phase upstream: fewest steps, then lowest number. A
+-- breadth-first search from all failed and cancelled phases at once; linear in phases and edges.
 create or replace function pgcoord_private.obstacles(p_feature_id integer)
 returns table (phase_number integer, obstacle integer, status text)
 language plpgsql stable cost 10000 rows 100
@@ -53,7 +53,7 @@ begin
     where v_states[r] = 'blocked';
 end $$;
 
--- Where the job of an attempt waits in its engine, in words; null when it does not.
+-- Why the job of an attempt waits in its engine, in words; null if it does not wait.
 create or replace function pgcoord_private.waits_in_engine(p_queue_id text, p_attempt integer) returns text
 language sql stable
 begin atomic
@@ -62,8 +62,8 @@ begin atomic
     where a.queue_id = p_queue_id and a.number = p_attempt and a.submitted_at is not null and a.started_at is null;
 end;
 
--- Each kind of reason is one branch over all phases, so that one phase, a feature of thousands or everything is asked for
--- by the same words, and each costs what it shows. The lower the rank, the more decisive.
+-- Each kind of reason is one branch over all phases, so the same view serves one phase, a feature of thousands, or
+-- everything, and the cost depends on the rows that are read. A lower rank is more decisive.
 create or replace view pgcoord.reasons as
 select p.queue_id, p.feature_id, p.phase_number, 0 as rank, 'ending' as kind,
     format('is being ended (%s) since %s%s', a.ending, pgcoord_private.clock(a.ending_at), ': ' || a.ending_reason) as words,
@@ -90,7 +90,7 @@ select p.queue_id, p.feature_id, p.phase_number, 1,
     case p.status
         when 'completed' then format('%s at %s', case when pgcoord_private.was_skipped(p) then 'skipped' else 'completed' end, to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ'))
         when 'cancelled' then coalesce(case when p.gated then (
-                select case when e.reason ~ '^rejected' then    -- its last move, if a person said no
+                select case when e.reason ~ '^rejected' then    -- its last move, if a person rejected it
                     format('%s (%s at %s)', e.reason, e.actor, to_char(e.at, 'YYYY-MM-DD HH24:MI:SS TZ')) end as words
                 from pgcoord.event as e
                 where e.feature_id = p.feature_id and e.phase_number = p.phase_number and e.kind = 'phase_moved'
@@ -98,8 +98,10 @@ select p.queue_id, p.feature_id, p.phase_number, 1,
             format('cancelled at %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ')))
         when 'failed' then format('failed at %s: %s', to_char(p.finished_timestamp, 'YYYY-MM-DD HH24:MI:SS TZ'),
             coalesce(pgcoord_private.headline(p.error_message), 'no reason was given'))
-        when 'ready' then coalesce(pgcoord_private.waits_in_engine(p.queue_id, p.attempt), format('claimed at %s, slot %s%s; its process is not started yet',
-            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot))))
+        when 'ready' then coalesce(pgcoord_private.waits_in_engine(p.queue_id, p.attempt), format('claimed at %s, slot %s%s; its process %s',
+            pgcoord_private.clock(p.ready_timestamp), p.slot, pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)),
+            coalesce((select 'cannot be started now: ' || a.waits_for from pgcoord.attempt as a
+                where a.queue_id = p.queue_id and a.number = p.attempt), 'is not started yet')))
         when 'running' then format('runs since %s in slot %s%s, attempt %s%s%s', pgcoord_private.clock(p.started_timestamp), p.slot,
             pgcoord_private.in_pool(pgcoord_private.pool_of_slot(p.slot)), p.attempt, (select ', unsupervised: it was inserted as running' as words from pgcoord.attempt as a
                 where a.queue_id = p.queue_id and a.number = p.attempt and a.external),
@@ -109,7 +111,7 @@ select p.queue_id, p.feature_id, p.phase_number, 1,
     p.adw_id
 from public.phase_queue as p
 where p.status not in ('queued', 'blocked')
-union all    -- it may be over by now: nobody would know
+union all    -- it may have ended by now: no coordinator watches it
 select p.queue_id, p.feature_id, p.phase_number, -2, 'unwatched',
     u.words || ': nobody watches its process, and it is shown as it was left', null
 from pgcoord_private.unwatched as u
@@ -123,7 +125,7 @@ select p.queue_id, p.feature_id, p.phase_number, 2, 'quiet',
 from public.phase_queue as p
     join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
 where p.slot is not null and a.quiet_since is not null and a.ended_at is null and a.ending is null
-union all    -- prerequisites that are open, or will never complete
+union all    -- open prerequisites, and those that will never complete
 select p.queue_id, p.feature_id, p.phase_number,
     case when up.status in ('failed', 'cancelled') then 2 else 4 end,
     case when up.status in ('failed', 'cancelled') then 'blocked' else 'prerequisite' end,
@@ -134,12 +136,11 @@ from public.phase_queue as p
     join public.phase_queue as up on up.feature_id = d.feature_id and up.phase_number = d.prerequisite
 where p.status in ('queued', 'blocked') and up.status not in ('completed', 'blocked')
     and not pgcoord_private.is_met(up.status, p.run_when)
-union all    -- or missing; or its workflow is, which matters once the prerequisites are completed
+union all    -- a missing prerequisite; or a missing workflow, which matters once the prerequisites are completed
 select s.queue_id, s.feature_id, s.phase_number, case s.kind when 'missing' then 3 else 9 end, s.kind, s.words, s.refers_to
 from pgcoord_private.stranded as s
 where s.kind = 'missing' or s.status = 'queued' and s.eligible_at is not null and exists (select from pgcoord.leader)
-union all    -- (A case: knowing little of new tables, the planner would expect one phase, and call obstacles for each. And
--- f.id, so that it is the features which a list of them leaves out.)
+union all    -- (A case expression: without statistics, the planner would expect one phase, and call obstacles for each phase. The join is on f.id, so that a filter on features applies before that call.)
 select p.queue_id, f.id, p.phase_number, 2, 'blocked',
     format('waits for phase %s, which waits for phase %s, %s', d.prerequisite, o.obstacle, o.status), up.queue_id
 from public.planned_features as f
@@ -152,7 +153,7 @@ union all    -- a person, who is asked
 select g.queue_id, g.feature_id, g.phase_number, 3, 'gate',
     format('asks for approval since %s: %s', pgcoord_private.clock(g.asked_at), g.question), null
 from pgcoord.gate as g
-union all    -- what holds back one whose prerequisites are completed: its retry time, a pause, nobody to run it, the line
+union all    -- reasons of phases whose prerequisites are completed: a retry time, a pause, no coordinator, the queue
 select p.queue_id, p.feature_id, p.phase_number, 5, 'retry',
     format('is tried again at %s%s%s',
         pgcoord_private.clock(p.retry_at),
@@ -191,6 +192,9 @@ union all
 select p.queue_id, p.feature_id, p.phase_number, 10, 'slot',
     case when count.held < count.slots
         then format('is %s in line; a slot%s is free', pgcoord_private.ordinal(line.place), pgcoord_private.in_pool(line.pool))
+        when count.slots = 0 and count.held = 0
+        then format('waits for a slot%s, %s in line; there is none (pgcoord slots N%s)', pgcoord_private.in_pool(line.pool),
+            pgcoord_private.ordinal(line.place), ' --pool ' || nullif(line.pool, 'local'))
         when count.held > count.slots
         then format('waits for a slot%s, %s in line; %s are held, and the limit is %s now', pgcoord_private.in_pool(line.pool),
             pgcoord_private.ordinal(line.place), count.held, count.slots)
@@ -214,7 +218,7 @@ from (
         select o.name, 0, 0 from pgcoord.pool as o where not exists (select from pgcoord.slot as s where s.pool = o.name)
     ) as count on count.pool = line.pool
 where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
-union all    -- it holds nothing back, but nobody can have meant it (the size is known without reading a long prompt)
+union all    -- this does not delay the phase, but is probably a mistake (the size is known without reading a long prompt)
 select p.queue_id, p.feature_id, p.phase_number, 11, 'empty',
     'says nothing of what is to be done: it has neither title nor prompt', null
 from public.phase_queue as p
@@ -237,7 +241,7 @@ begin
     return query
     select r.kind, r.words, r.refers_to from pgcoord.reasons as r
     where r.feature_id = v_phase.feature_id and r.queue_id = p_queue_id
-        -- The whole line has to be counted for this one: not for a phase that is not in it.
+        -- This reason counts the whole queue, so it is computed only for a phase that is in the queue.
         and (r.kind <> 'slot' or v_phase.status = 'queued' and v_phase.eligible_at is not null and not v_phase.held)
     order by r.rank, r.refers_to;
 end $$;
@@ -252,8 +256,8 @@ where p.status in ('queued', 'blocked')
 order by p.feature_id, p.phase_number, r.rank, r.refers_to;
 comment on view pgcoord.waiting is 'Phases that wait, with every reason of each.';
 
--- What a phase waits for, in words; null when it does not wait.
--- Of high cost, so that a query which shows some phases of many asks it for those alone.
+-- The reason why a phase waits, in words; null if it does not wait. Its high COST makes the planner call it only for the
+-- rows that a query returns.
 create or replace function pgcoord_private.waiting_for(p_phase public.phase_queue) returns text
 language sql stable cost 10000
 begin atomic

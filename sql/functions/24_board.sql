@@ -1,6 +1,6 @@
--- The views in which people see the work.
+-- The views for people: features, phases, slots, pools.
 
--- The result of an attempt of a phase; null when it has none.
+-- The result of an attempt of a phase; null if it has none.
 create or replace function pgcoord_private.result_of(p_queue_id text, p_attempt integer) returns jsonb
 language sql stable
 return (
@@ -42,7 +42,7 @@ from public.planned_features as f
 comment on view pgcoord.feature is
     'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
 
--- What needs a person in features of which nothing runs, and nothing would start by itself.
+-- The phases that need a person, in features of which no phase runs or can start.
 create or replace view pgcoord_private.standstill as
 select n.feature_id, string_agg(format('phase %s %s', n.phase_number, n.words), '; ' order by n.phase_number) as words
 from (
@@ -116,7 +116,7 @@ order by o.name <> 'local', o.name;
 comment on view pgcoord.pools is
     'The pools: what starts their phases, how many may run at once and how many do. One that is not declared was taken out of the configuration.';
 
--- Of the last thousand attempts, not of all: what was usual a year ago is no measure, and no index is needed for it.
+-- Of the last thousand attempts only: older runs are no measure, and this needs no index.
 create or replace view pgcoord.usual as
 select workflow, count(*) as runs,
     percentile_cont(0.1) within group (order by ended_at - started_at) as low,
@@ -196,8 +196,8 @@ where f.cancelled_at is null;
 comment on view pgcoord.attention is
     'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as write nothing for long, such as were given back again and again for an hour, such as run much longer than usual, and such as a lock of somebody''s holds up.';
 
--- In the order in which claims of a pool take them. (Without any coordinator yet all are in the line of local.) The order is
--- read from the index alone; then so many phases as are asked for.
+-- In the order in which claims of a pool take them. (Before the first coordinator, all phases are in the queue of local.)
+-- The order is read from the index alone; the phases only as far as a LIMIT requires.
 create or replace view pgcoord.line as
 select p.queue_id, p.feature_id, f.title as feature, p.phase_number,
     pgcoord_private.title_of(p.phase_data, p.phase_number) as title, p.priority, p.eligible_at,
@@ -214,7 +214,7 @@ where not exists (select from pgcoord_private.stranded as s where s.queue_id = p
 order by k.priority, k.queue_position, k.feature_id, k.phase_number;
 comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';
 
--- How much waits: in line for a slot, for other phases, because it is paused, for a time.
+-- The numbers of waiting phases: for a slot, for other phases, for the end of a pause, for a retry time.
 create or replace view pgcoord.backlog as
 select (select count(*) from pgcoord.line) as in_line,
     count(*) filter (where p.eligible_at is null and not p.held) as for_phases,

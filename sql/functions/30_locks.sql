@@ -1,9 +1,9 @@
--- The lock order, and the functions that lock, find out what is locked and wait for it.
+-- The lock order, and the functions that lock rows, find locked rows, and wait for them.
 --
 -- Lock order, for everybody: control, then a schedule, then features by id, then phases, then attempts, then slots, then issues, then errands.
 -- A hand-written UPDATE holds its phase before any trigger runs; that is why the trigger does not wait for the feature
--- (hold_feature). A claim takes the control row and phases that nobody else has locked, and never waits for a feature or a
--- phase.
+-- (hold_feature). A claim locks the control row and the phases that no other session has locked; it never waits for a
+-- feature or a phase.
 
 -- Whether each statement of this transaction sees what others have committed until then.
 -- Errors: PC009 under a snapshot that would not see what others commit meanwhile.
@@ -11,8 +11,8 @@ create or replace function pgcoord_private.sees_others() returns boolean
 language sql stable
 return current_setting('transaction_isolation') in ('read committed', 'read uncommitted');
 
--- Whether this very transaction has made the feature, under a snapshot of its own: then nobody else can have changed
--- anything of it. Its first event shows that: it is visible, though younger than the snapshot.
+-- Whether this transaction has created the feature, under a snapshot of its own: then no other transaction can have changed
+-- it. The feature's first event shows that: it is visible although it is younger than the snapshot.
 create or replace function pgcoord_private.made_here(p_feature_id integer) returns boolean
 language sql stable
 begin atomic
@@ -24,7 +24,7 @@ begin atomic
     );
 end;
 
--- Refuse (PC009) a transaction that would not see what others commit meanwhile of these features, or of anything.
+-- Refuse (PC009) a transaction whose snapshot misses concurrent commits on these features, or on any feature.
 create or replace function pgcoord_private.check_isolation(p_feature_ids integer[] default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -43,13 +43,13 @@ begin
             'feature its plan (planned_features.plan) and have it executed elsewhere.';
 end $$;
 
--- The transactions that may have locked a row, by its xmax, which is one or stands for several.
+-- The transactions that may have locked a row: its xmax, or the members of the multixact that xmax is.
 create or replace function pgcoord_private.lockers(p_xmax xid) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
 begin
     return array(select m.xid::text from pg_get_multixact_members(p_xmax) as m where m.mode not in ('keysh', 'sh')) || p_xmax::text;
-exception when others then    -- it is none that stands for several
+exception when others then    -- xmax is no multixact
     return array[p_xmax::text];
 end $$;
 
@@ -62,7 +62,7 @@ declare
     v_timeout text := current_setting('lock_timeout');
     v_holder record;
 begin
-    if cardinality(p_feature_ids) = 1 then    -- almost always free: then without a subtransaction
+    if cardinality(p_feature_ids) = 1 then    -- almost always free: no subtransaction needed
         perform 1 from public.planned_features where id = p_feature_ids[1] for no key update skip locked;
         if found then
             return;
@@ -101,7 +101,7 @@ begin
     end;
 end $$;
 
--- Lock a feature that people act on; waits as lock_features does.
+-- Lock a feature for an action; waits as lock_features does.
 -- Errors: PC001 when there is none; 55P03.
 create or replace function pgcoord_private.lock_feature(p_feature_id bigint) returns void
 language plpgsql
@@ -112,10 +112,10 @@ begin
     perform pgcoord_private.check_feature(p_feature_id);    -- it may have been deleted meanwhile
 end $$;
 
--- Lock a feature from within a row trigger, that is, holding a phase already. Never waits for another's lock for
--- long, since its holder may be waiting for our phase: tries for a tenth of a second, then gives up. Returns the id, so
--- that it can stand in an assignment, which costs half of a PERFORM.
--- Errors: 55P03 when somebody else holds the feature; PC009 under a snapshot that would not see what they did.
+-- Lock a feature from within a row trigger, which holds a phase already. The holder of the feature may wait for that phase,
+-- so this tries for a tenth of a second, then fails. Returns the id, so that it can be called in an assignment, which costs
+-- half of a PERFORM.
+-- Errors: 55P03 when another session holds the feature; PC009 under a snapshot that would miss the changes of that session.
 create or replace function pgcoord_private.hold_feature(p_feature_id integer) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -129,7 +129,7 @@ begin
         if found then
             return p_feature_id;
         elsif not exists (select from public.planned_features where id = p_feature_id) then
-            return p_feature_id;    -- being deleted by this very transaction
+            return p_feature_id;    -- being deleted by this transaction
         end if;
         perform pg_sleep(0.005);
     end loop;
@@ -163,7 +163,7 @@ begin
     return v_phase;
 end $$;
 
--- Lock an attempt, its feature and its phase first, and return it; no row when it is gone.
+-- Lock the feature, the phase and the attempt, in this order, and return the attempt; no row if it is gone.
 create or replace function pgcoord_private.lock_attempt(p_attempt_id bigint) returns pgcoord.attempt
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -182,9 +182,9 @@ begin
     return v_attempt;
 end $$;
 
--- What a statement about an attempt could not lock in time: the first row, in lock order, that somebody has locked; null
--- when it is free again. Never waits. The end of a phase changes its dependents, and blocks theirs where it failed (far);
--- slots are the draining ones, which an end deletes. The control row is for what concerns no attempt (null).
+-- The row that prevented a statement about an attempt: the first one in lock order that another session has locked; null if
+-- it is free again. Never waits. The end of a phase changes its dependents and, if it failed, blocks their dependents (far);
+-- an end also deletes a draining slot. Without an attempt (null), only the control row is tested.
 create or replace function pgcoord_private.find_lock(p_attempt_id bigint, p_far boolean) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -216,8 +216,8 @@ begin
     return 'slot ' || pgcoord_private.find_locked_slot();
 end $$;
 
--- The phase, or a dependent of it, that somebody has locked; null when there is none. Far: dependents of
--- dependents, too.
+-- The phase, or a dependent of it, that another session has locked; null if there is none. Far: also dependents of
+-- dependents.
 create or replace function pgcoord_private.find_locked_phase(p_feature_id integer, p_phase_number integer, p_far boolean)
 returns text
 language plpgsql
@@ -229,7 +229,7 @@ begin
     with recursive needed (phase_number, moves) as (
         select p_phase_number, true
         union
-        select d.dependent, d.conditional    -- which may be skipped with it, as it is not needed
+        select d.dependent, d.conditional    -- which may be skipped together with it, if it is not needed
         from needed as n
             join pgcoord.dependency as d on d.feature_id = p_feature_id and d.prerequisite = n.phase_number
         where p_far or n.moves
@@ -249,7 +249,7 @@ begin
     );
 end $$;
 
--- A draining slot that somebody has locked; null when there is none.
+-- A draining slot that another session has locked; null if there is none.
 create or replace function pgcoord_private.find_locked_slot() returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -261,8 +261,8 @@ begin
     return (select min(number) from pgcoord.slot where draining and number <> all (coalesce(v_free, '{}')));
 end $$;
 
--- Wait until nobody else has a row locked, which is named as find_lock and next_work do. The row is not changed and, as the
--- caller has no transaction, not held. The session takes a name by which lock_waits finds it.
+-- Wait until no other session has locked a row, which is named as by find_lock and next_work. The row is not changed, and
+-- not held afterwards, as the caller has no transaction. Sets application_name, by which lock_waits finds the session.
 create or replace function pgcoord_private.await_lock(p_lock text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -280,7 +280,7 @@ begin
     end case;
 end $$;
 
--- For the coordinator: what happened to an attempt cannot be recorded before this lock is gone.
+-- For the coordinator: note that an event of an attempt cannot be recorded until this lock is free.
 create or replace function pgcoord_private.note_unrecorded(p_attempt_id bigint, p_words text, p_lock text) returns void
 language sql
 begin atomic
@@ -290,7 +290,7 @@ begin atomic
     on conflict (attempt_id) do update set words = excluded.words, lock = excluded.lock;
 end;
 
--- For the coordinator: what happened to an attempt is recorded.
+-- For the coordinator: remove that note, since the event is recorded.
 create or replace function pgcoord_private.forget_unrecorded(p_attempt_id bigint) returns void
 language sql
 begin atomic

@@ -1,23 +1,23 @@
--- Events: who did what. Rows of pgcoord.event are written by the triggers of the tables they tell about, through
--- these functions; nothing else writes there.
+-- Events: who did what. Only the triggers of the other tables write rows of pgcoord.event, through these functions.
 
--- Who acts: the setting pgcoord.actor (set it for people behind a shared login; 200 characters count), else the database user.
+-- The actor of the current changes: the setting pgcoord.actor (for people behind a shared login; its first 200 characters),
+-- else the database user.
 create or replace function pgcoord_private.actor() returns text
 language sql stable
 return coalesce(nullif(left(current_setting('pgcoord.actor', true), 200), ''), session_user);
 
--- Why: the setting pgcoord.reason, which the control functions set for their statement and people may set for
--- theirs.
+-- The reason of the current changes: the setting pgcoord.reason. The action functions set it for their statements; people
+-- may set it for theirs.
 create or replace function pgcoord_private.reason() returns text
 language sql stable
 return pgcoord_private.without_middle(nullif(current_setting('pgcoord.reason', true), ''));
 
--- Give the reason that the next changes of this transaction are logged with; null ends it.
+-- Set the reason with which the next changes of this transaction are logged; null unsets it.
 create or replace function pgcoord_private.set_reason(p_reason text) returns void
 language sql
 return set_config('pgcoord.reason', coalesce(p_reason, ''), true);
 
--- Write an event that is not the move of a phase, and notify those who watch.
+-- Write an event other than a transition of a phase, and notify the listeners.
 create or replace function pgcoord_private.log_event(
     p_kind text, p_reason text, p_feature_id integer default null,
     p_phase_number integer default null, p_queue_id text default null, p_attempt integer default null
@@ -30,7 +30,7 @@ begin atomic
 end;
 
 -- Refuse (PC008) to change events, or to delete those of a feature that exists.
--- History stays as it was written; that of a feature goes when the feature has gone (prune).
+-- History is append-only; the events of a feature are deleted with it (prune).
 create or replace function pgcoord_private.guard_event() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -44,9 +44,9 @@ begin
         hint = 'pgcoord.prune(older_than) removes finished features with their history.';
 end $$;
 
--- Events with a higher id than the first argument, or with one in the ranges given, in order of their ids.
--- Ids are not the order of commits: a slow transaction commits a lower one after a higher was read. Whoever follows
--- the events keeps the highest id it has read and the ranges of ids below it that it has not, and asks for both.
+-- Events with an id above the first argument, or within the given ranges, in the order of their ids. Ids are not in the
+-- order of commits: a slow transaction commits a lower id after a reader has seen a higher one. So a reader keeps the
+-- highest id that it has read, and the ranges below it that it has not, and passes both.
 create or replace function pgcoord_private.events_after(p_after bigint, p_lows bigint[], p_highs bigint[], p_limit integer)
 returns setof pgcoord.history
 language sql stable
@@ -67,8 +67,8 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
     order by h.id;
 $$;
 
--- The position of a reader that has read all events there are: the highest id, and the ids missing among the last p_back
--- events (of which some may be of transactions that go on).
+-- The position of a reader that has read all visible events: the highest id, and the ids missing among the last p_back
+-- events (some of them may belong to open transactions).
 create or replace function pgcoord_private.last_event(p_back integer, out last bigint, out lows bigint[], out highs bigint[])
 language sql stable
 begin atomic
@@ -83,8 +83,7 @@ begin atomic
     ) as pairs;
 end;
 
--- Transactions under way that may have written events.
--- Whoever writes an event locks the table until the end of the transaction.
+-- Open transactions that may have written events: each holds a lock on the table until its end.
 create or replace function pgcoord_private.event_writers() returns setof text
 language sql stable
 begin atomic

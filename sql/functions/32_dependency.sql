@@ -1,12 +1,12 @@
--- Dependencies: the graph of a feature. The edges are kept from phase_queue.depends_on_phases; what follows from them
--- is stored on the phases that wait: `unmet` (prerequisites that are not completed), `eligible_at` (since when there
--- is none) and the status `blocked` (a prerequisite, direct or not, is failed or cancelled).
--- Everything here is called by the triggers of phase_queue, which hold the locks of the features concerned.
--- Phases are passed as two arrays, feature ids and phase numbers, so that a statement over many features is one call.
--- A session keeps the plan it once made, when the tables were perhaps empty: the functions that run with every change
--- leave the planner index look-ups only, which cost the same for one phase whether a hundred or a million are stored.
+-- Dependencies: the graph of a feature. The edges are derived from phase_queue.depends_on_phases. Waiting phases store what
+-- follows from them: `unmet` (number of prerequisites that are not completed), `eligible_at` (since when that is 0) and the
+-- status `blocked` (a direct or indirect prerequisite is failed or cancelled). Everything here is called by the triggers of
+-- phase_queue, which hold the locks of the features concerned. Phases are passed as two arrays, feature ids and phase
+-- numbers, so that a statement over many features is one call. A session keeps a plan that it made once, perhaps when the
+-- tables were empty. So functions that run with every change restrict the planner to index look-ups, whose cost for one
+-- phase does not depend on the number of stored phases.
 
--- Refuse (PC005) an array of prerequisites that is not one of distinct positive numbers of other phases.
+-- Refuse (PC005) prerequisites that are not an array of distinct positive numbers of other phases.
 -- Errors: PC005, naming the phase and the element.
 create or replace function pgcoord_private.check_prerequisites(
     p_queue_id text, p_phase_number integer, p_depends_on jsonb
@@ -41,9 +41,9 @@ begin
 end $$;
 
 -- Return the phase numbers of one cycle of the feature, the first one repeated at the end, or null when there is none.
--- Takes phases without open prerequisites away until nothing moves (Kahn); in what is left, each phase has a
--- prerequisite that is left too, so walking from one to the next must come back. Linear in phases and edges.
--- It reads a whole feature, so it may hash and sort where its callers may not. (Long: a call would copy the arrays.)
+-- Removes phases without open prerequisites until none is left (Kahn). Each remaining phase has a remaining prerequisite, so
+-- a walk along them closes a cycle. Linear in phases and edges. It reads a whole feature, so it may hash and sort, unlike
+-- its callers. (Long: a call would copy the arrays.)
 create or replace function pgcoord_private.find_cycle(p_feature_id integer) returns integer[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -112,9 +112,9 @@ begin
     return v_path[1:array_position(v_path[2:], v_rank) + 1];
 end $$;
 
--- The phases with these numbers, each of the feature at the same place.
--- One look-up for each (`offset 0`), whatever statistics say of tables that were empty once: a join may then be of
--- every phase with every other.
+-- The phases with these numbers, each of the feature at the same array index.
+-- `offset 0` forces one look-up for each: with statistics of once empty tables, the planner might join every phase with
+-- every other.
 create or replace function pgcoord_private.phases_at(p_features integer[], p_phases integer[]) returns setof public.phase_queue
 language sql stable
 begin atomic
@@ -127,8 +127,7 @@ begin atomic
         ) as p;
 end;
 
--- Keep pgcoord.dependency in step with depends_on_phases of the given phases; refuse (PC005) what is malformed or a
--- cycle.
+-- Make pgcoord.dependency agree with depends_on_phases of the given phases; refuse (PC005) a malformed array or a cycle.
 -- Errors: PC005 when an array is malformed or a cycle would close.
 create or replace function pgcoord_private.store_edges(p_features integer[], p_phases integer[]) returns void
 language plpgsql
@@ -142,7 +141,7 @@ begin
     from pgcoord_private.phases_at(p_features, p_phases) as p
     where p.depends_on_phases <> '[]';
 
-    delete from pgcoord.dependency    -- found by a look-up for each phase; the features are locked, so no row moves
+    delete from pgcoord.dependency    -- one look-up for each phase; the features are locked, so no row changes meanwhile
     where ctid = any (array(
         select d.ctid
         from pgcoord_private.phases_at(p_features, p_phases) as p
@@ -177,7 +176,7 @@ begin
     end loop;
 end $$;
 
--- Count again what the given phases wait for, as far as they wait, and stamp or clear their eligible_at.
+-- Recount the open prerequisites of those given phases that wait, and set or clear their eligible_at.
 create or replace function pgcoord_private.recount_unmet(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -201,11 +200,11 @@ begin
         where p.queue_id = counted.queue_id and p.unmet <> counted.unmet and p.status in ('queued', 'blocked');
 end $$;
 
--- Block what waits, directly or not, for a failed or cancelled phase, and unblock what no longer does. Looks at the
--- given phases and everything downstream of them that waits: upstream of those nothing has changed.
+-- Block phases that wait, directly or indirectly, for a failed or cancelled phase, and unblock those that no longer do.
+-- Reads the given phases and all waiting phases downstream of them; nothing has changed upstream.
 -- Long, as it is one statement, however long the chain is; `offset 0` keeps the planner at index look-ups inside the recursion.
--- Two lists are compared by a full join or by grouping, never by `in` or `exists`: what the planner expects of a recursion
--- it may not hash, and then each phase is compared with each. (`coalesce` keeps the full join from being made a plain one.)
+-- Two lists are compared by a full join or by grouping, never by `in` or `exists`: the planner may not hash the result of a
+-- recursion, and would compare each phase with each. (`coalesce` prevents the reduction of the full join to a plain one.)
 create or replace function pgcoord_private.settle_blocked(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -281,8 +280,8 @@ begin
         where p.queue_id = settled.queue_id and p.status <> settled.status and p.status in ('queued', 'blocked');
 end $$;
 
--- Follow a change of the dependencies of the given phases. What a client's own UPDATE brings about is written here with
--- the rights of the owner; since a client may then call it, it takes the locks itself and finds out everything anew.
+-- Apply a change of the dependencies of the given phases. After a client's UPDATE it runs with the rights of the owner. A
+-- client may also call it directly, so it takes the locks itself and trusts no argument.
 create or replace function pgcoord_private.settle_edges(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -294,7 +293,7 @@ begin
     perform pgcoord_private.skip_unneeded(p_features, p_phases);
 end $$;
 
--- Block or unblock with the cause as the logged reason, then go back to the reason of the statement itself.
+-- Block or unblock with the cause as the logged reason, then restore the reason of the statement.
 create or replace function pgcoord_private.settle_because(p_features integer[], p_phases integer[], p_cause text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -306,7 +305,7 @@ begin
     perform pgcoord_private.set_reason(v_reason);
 end $$;
 
--- Of these phases, skip those that run when a prerequisite was not completed, and whose prerequisites all are.
+-- Of these phases, skip those with run_when "failed" whose prerequisites are all completed.
 create or replace function pgcoord_private.skip_unneeded(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -330,8 +329,8 @@ begin
     perform pgcoord_private.set_reason(v_reason);
 end $$;
 
--- These phases have ended, or have not any more: count again what those of their dependents wait for that run however they
--- ended (run_when), and skip those that are not needed.
+-- These phases have ended, or were queued again: recount the open prerequisites of dependents with run_when "failed" or
+-- "always", and skip those that are not needed.
 create or replace function pgcoord_private.follow_ends(p_features integer[], p_phases integer[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -353,8 +352,8 @@ begin
     end if;
 end $$;
 
--- Refuse (PC002) to have a phase wait again of whose end another one runs (run_when): what runs keeps its prerequisites.
--- The dependents are locked first, so that a claim of one of them is over, or has not begun.
+-- Refuse (PC002) to queue a phase again while a dependent runs because of its end (run_when): a running phase keeps its
+-- prerequisites. The dependents are locked first, so that a claim of one of them is over, or has not begun.
 create or replace function pgcoord_private.check_end_is_unused(p_feature_id integer, p_phase_number integer) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp

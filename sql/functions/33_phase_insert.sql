@@ -1,8 +1,7 @@
--- Phases that are inserted: a BEFORE trigger completes each row, one AFTER trigger on the statement stores edges, finds out
--- what waits, writes the events and notifies.
+-- Inserted phases: a BEFORE trigger completes each row; one AFTER trigger on the statement stores edges, determines which
+-- phases wait, writes the events and notifies.
 
--- Refuse the insertion of a running phase when no slot of its workflow's pool is free, else return the slot it gets: the
--- lowest.
+-- Return the lowest free slot of the workflow's pool for an inserted running phase; refuse the insertion if there is none.
 -- Takes the control row's lock, as a claim does, so that both see the same free slots.
 create or replace function pgcoord_private.slot_for_inserted(p_queue_id text, p_workflow text) returns smallint
 language plpgsql
@@ -52,7 +51,7 @@ begin
         hint = 'Insert it as queued.';
 end $$;
 
--- Refuse (PC005) a retry time of a phase that waits for none.
+-- Refuse (PC005) a retry time of a phase that is not queued.
 create or replace function pgcoord_private.refuse_retry_time(p_queue_id text, p_status text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -63,8 +62,8 @@ begin
         hint = 'Leave it null: only a phase that is queued waits for a time.';
 end $$;
 
--- Refuse (PC008) an inserted phase for what its row says of derived columns. What says nothing else than an empty
--- row does, as clients write that name every column, is no contradiction.
+-- Refuse (PC008) values for derived columns of an inserted phase. Values equal to the defaults are accepted, as some clients
+-- name every column.
 create or replace function pgcoord_private.check_inserted_columns(p_given public.phase_queue, p_derived public.phase_queue) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -91,7 +90,7 @@ begin
 end $$;
 
 -- Complete an inserted phase; a running one gets a slot or is refused.
--- Long, since it runs with every row: each call costs an insert of many.
+-- Long, since it runs for every row, where each function call counts.
 create or replace function pgcoord_private.fill_phase() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -149,7 +148,7 @@ begin
     new.queue_position := coalesce(new.queue_position, nextval('pgcoord.queue_position'));
     new.created_at := coalesce(new.created_at, now());
     new.updated_at := coalesce(new.updated_at, now());
-    -- Nobody has claimed it and no prerequisite has been looked at: ready and blocked are found out, not declared.
+    -- It was not claimed, and its prerequisites are not checked yet: ready and blocked are derived, not declared.
     if new.status in ('ready', 'blocked') or new.status is null then
         new.status := 'queued';
     elsif new.status <> 'queued' then
@@ -166,7 +165,7 @@ begin
         new.slot := pgcoord_private.slot_for_inserted(new.queue_id, new.workflow_type);
         new.attempt := 1;
         new.adw_id := coalesce(new.adw_id, pgcoord_private.new_adw_id());
-        new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- the slot may have been waited for
+        new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- another session may have taken the slot during the wait
         new.started_timestamp := coalesce(new.started_timestamp, clock_timestamp());
     elsif new.status <> 'queued' then
         new.finished_timestamp := coalesce(new.finished_timestamp, now());
@@ -215,8 +214,8 @@ begin
         end;
 end $$;
 
--- Store the edges of inserted phases, find out what waits, log, and wake the coordinator when one can start.
--- Long, since only the trigger's own function sees new_rows, and many phases are to cost a look-up each.
+-- Store the edges of inserted phases, determine which ones wait, log, and wake the coordinator if one can start. Long, since
+-- only the trigger's own function sees new_rows, and each of many phases shall cost one look-up.
 create or replace function pgcoord_private.settle_inserted_phases() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp
@@ -265,9 +264,9 @@ begin
         where queue_id = any (array(select queue_id from new_rows where feature_id = any (v_paused)));
     end if;
 
-    -- Inserted phases that wait for one that is there already, and older ones that waited for an inserted one. (Statistics
-    -- of tables that were empty once make all indexes and joins look alike: so prerequisites are read from the phase, not
-    -- looked up, and `offset 0` makes one look-up for each of what is looked for.)
+    -- Inserted phases that wait for an existing one, and existing ones that waited for an inserted one. (Statistics
+    -- of tables that were empty once make all indexes and joins look equally cheap. So prerequisites are read from the
+    -- phase, not from the index, and `offset 0` forces one look-up for each row.)
     select array_agg(feature_id), array_agg(phase_number) into v_features, v_phases
     from (
         select n.feature_id, n.phase_number

@@ -1,7 +1,7 @@
--- Phases that are updated, before the row is stored: what may change, and what follows in the row. A plain UPDATE by
--- hand and the functions of the schema go through the same trigger; it refuses what the table of states does not allow.
+-- Updated phases, before the row is stored: which columns may change, and the derived ones. A plain UPDATE and the functions
+-- of the schema fire the same trigger; it refuses transitions that the table of states does not permit.
 
--- What a change of such columns can be instead.
+-- The hint for such columns: what to do instead.
 create or replace function pgcoord_private.derived_hint(p_columns text) returns text
 language sql immutable
 return case p_columns
@@ -10,7 +10,7 @@ return case p_columns
     else 'Leave it as it is: it follows from status, depends_on_phases, phase_data, from pauses and from attempts.'
 end;
 
--- Refuse (PC008) to change what a phase is called by.
+-- Refuse (PC008) to change the key of a phase.
 create or replace function pgcoord_private.refuse_identity(p_queue_id text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -21,7 +21,7 @@ begin
         hint = 'Delete it and insert another.';
 end $$;
 
--- Refuse (PC008) to change columns that no update by hand may change.
+-- Refuse (PC008) to change derived columns.
 create or replace function pgcoord_private.refuse_derived(p_old public.phase_queue, p_new public.phase_queue) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -39,7 +39,7 @@ begin
         hint = pgcoord_private.derived_hint(v_columns);
 end $$;
 
--- Refuse (42501) a client to set a status by hand: the functions find out what it may become, and say why not.
+-- Refuse (42501) a client that sets a status by UPDATE, and name the function to call instead.
 create or replace function pgcoord_private.refuse_status(p_queue_id text, p_to text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -74,7 +74,7 @@ begin
     perform pgcoord_private.hold_feature(p_old.feature_id);
 end $$;
 
--- Refuse (PC002) ready without the attempt of a claim, and running without a started one.
+-- Refuse (PC002) ready without an attempt, and running without a started attempt.
 create or replace function pgcoord_private.refuse_start(p_queue_id text, p_from text, p_to text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -85,7 +85,7 @@ begin
         hint = 'A coordinator claims and starts it; pgcoord.set_priority(queue_id, n) brings it forward.';
 end $$;
 
--- Refuse (PC002) to block or unblock a phase by hand: that follows from its prerequisites.
+-- Refuse (PC002) to block or unblock a phase by UPDATE: that follows from its prerequisites.
 create or replace function pgcoord_private.refuse_blocking(p_queue_id text, p_from text, p_to text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -96,7 +96,7 @@ begin
         hint = 'A phase is blocked exactly as long as a prerequisite is failed or cancelled: retry or skip that one.';
 end $$;
 
--- Refuse (PC004) an end of a phase when another one was asked for already.
+-- Refuse (PC004) an end of a phase if another end was requested before.
 create or replace function pgcoord_private.refuse_end(p_queue_id text, p_ending text, p_to text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -107,7 +107,7 @@ begin
         hint = 'Wait until it has ended; then retry it, or pgcoord.skip_phase(queue_id, reason) takes it as done.';
 end $$;
 
--- Refuse (PC008) to ask about a phase that has no question, or is past it.
+-- Refuse (PC008) to open the gate of a phase that has none, or that is past it.
 create or replace function pgcoord_private.refuse_gate(p_queue_id text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -118,7 +118,7 @@ begin
         hint = 'A gate is what phase_data ->> gate says, before the phase is claimed.';
 end $$;
 
--- Queue a phase again: recount what it waits for (a prerequisite may have been deleted meanwhile).
+-- Queue a phase again: recount its open prerequisites (one may have been deleted meanwhile).
 create or replace function pgcoord_private.requeue(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -142,8 +142,8 @@ begin
 end $$;
 
 -- An attempt of the phase failed: queue it again while attempts are left, later each time; else it stays failed.
--- Three losses since a person queued it are enough, even where losses do not count: something about the phase brings
--- the machine down.
+-- Three lost attempts since a person queued it fail the phase, even where losses do not count: it probably crashes the
+-- machine.
 create or replace function pgcoord_private.retry_or_fail(
     p_old public.phase_queue, p_new public.phase_queue, p_attempt pgcoord.attempt
 ) returns public.phase_queue
@@ -170,10 +170,10 @@ begin
     return pgcoord_private.requeue(p_old, p_new);
 end $$;
 
--- The row of a phase that leaves its slot. While its process lives it keeps the slot: failed and cancelled then
--- become a request to the coordinator, which ends the process first (attempt.ending) and comes back. Whether completed
--- comes too late is seen when its attempt is ended (settle_updated_phases).
--- Errors: PC002 for queued while the attempt lives; PC004 for failed when another end was asked for already.
+-- Derive the row of a phase that leaves its slot. While its process is alive it keeps the slot: failed and cancelled then
+-- become a request to the coordinator (attempt.ending), which ends the process first and then sets the status.
+-- settle_updated_phases refuses a completion that comes too late.
+-- Errors: PC002 for queued while the attempt is alive; PC004 for failed if another end was requested before.
 create or replace function pgcoord_private.leave_slot(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -214,8 +214,8 @@ begin
     return p_new;
 end $$;
 
--- The row of a waiting or ended phase that moves: skipped, cancelled, retried. Blocked and back is found out from
--- the prerequisites (settle_blocked), never set by hand.
+-- Derive the row of a waiting or ended phase that is skipped, cancelled or retried. Blocked and unblocked follow from the
+-- prerequisites (settle_blocked) and are never set by UPDATE.
 create or replace function pgcoord_private.leave_rest(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -231,13 +231,13 @@ begin
     return p_new;
 end $$;
 
--- Refuse what may not change, refuse (PC002) a move that the states do not allow, and derive the rest of the row.
--- Long, since it runs with every row: a call that took the row would read its prompt, which may be long.
+-- Refuse forbidden changes and (PC002) transitions, and derive the rest of the row.
+-- Long, since it runs for every row: a call that took the row would read its prompt, which may be long.
 create or replace function pgcoord_private.guard_phase_update() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    -- A statement of a person or of our functions, not of a trigger. (A client's own trigger is found out by its rights.)
+    -- A statement of a person or of our functions, not of a trigger. (A client's own trigger is recognized by its rights.)
     v_by_hand boolean := pg_trigger_depth() = 1;
 begin
     if (new.queue_id, new.feature_id, new.phase_number, new.run_when, new.lock)
@@ -302,7 +302,7 @@ begin
             message = format('phase %s is %s and cannot become %s', old.queue_id, old.status, new.status),
             hint = format('pgcoord.why(%L) says what can be done.', old.queue_id);
     elsif new.status in ('ready', 'running') then
-        -- Allowed when it is true: ready with the attempt of a claim, running with a started one.
+        -- Permitted if it is true: ready with an attempt, running with a started attempt.
         if (new.unmet, new.eligible_at, new.held, new.attempts_used)
             is distinct from (old.unmet, old.eligible_at, old.held, old.attempts_used)
         or not exists (
@@ -314,7 +314,7 @@ begin
         end if;
         return new;
     end if;
-    -- Beside the new status a statement may say what is not derived; everything derived starts from the old row.
+    -- The new row keeps only the columns that a statement may set; derived columns start from the old row.
     new.adw_id := old.adw_id;
     new.queue_position := old.queue_position;
     new.created_at := old.created_at;

@@ -1,10 +1,10 @@
--- Phases that were updated: one AFTER trigger on the statement writes the events, ends attempts, frees slots, resolves
--- dependents and notifies.
+-- Updated phases: one AFTER trigger on the statement writes the events, ends attempts, frees slots, resolves dependents and
+-- notifies.
 
--- The attempt of a phase that has left its slot ends with it; a slot that was to go is deleted. Wakes the coordinator, with
--- the attempt as the payload where its process may be alive. Returns true, so that it can stand in an assignment, which costs half
--- of a PERFORM; so does `pg_notify(…) is null`, which is always false.
--- Errors: PC004 for completed when another end of the attempt was asked for already.
+-- End the attempt of a phase that has left its slot, and delete a draining slot. Wakes the coordinator, with the attempt as
+-- the payload if its process may be alive. Returns true, so that it can be called in an assignment, which costs half of a
+-- PERFORM; likewise `pg_notify(…) is null`, which is always false.
+-- Errors: PC004 for completed if another end of the attempt was requested before.
 create or replace function pgcoord_private.end_left_attempt(
     p_queue_id text, p_attempt integer, p_status text, p_error text, p_slot smallint
 ) returns boolean
@@ -21,7 +21,7 @@ begin
         exited_at = case when external then clock_timestamp() else exited_at end
     where queue_id = p_queue_id and number = p_attempt and ended_at is null and (ending is null or p_status <> 'completed')
     returning id into v_id;
-    if not found and p_status = 'completed' then    -- it was ended before, or is to end in another way
+    if not found and p_status = 'completed' then    -- it was ended before, or another end was requested
         perform pgcoord_private.refuse_end(queue_id, ending, p_status) from pgcoord.attempt
         where queue_id = p_queue_id and number = p_attempt and ended_at is null;
     end if;
@@ -31,9 +31,9 @@ begin
     return true;
 end $$;
 
--- Its direct dependents only, however long the queue is. The last prerequisite is looked for rather than counted off:
--- where one statement does several things (MERGE, WITH), the count may have been made when the phase was completed
--- already. (`offset 0`: a look-up for each, never a join.) Returns true, as end_left_attempt does.
+-- Release the direct dependents, at a cost that does not depend on the length of the queue. Open prerequisites are looked
+-- up, not counted down: within one statement that does several things (MERGE, WITH), the count may already include this
+-- completion. (`offset 0`: a look-up for each, never a join.) Returns true, as end_left_attempt does.
 create or replace function pgcoord_private.release_dependents(p_feature_id integer, p_phase_number integer) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -52,7 +52,7 @@ begin
     update public.phase_queue as p
     set unmet = unmet - 1, eligible_at = case when unmet = 1 then clock_timestamp() end
     where feature_id = p_feature_id and phase_number = any (v_dependents) and status in ('queued', 'blocked')
-        and run_when = 'completed' and unmet > 0    -- 0: queued again by this very statement, and counted again afterwards
+        and run_when = 'completed' and unmet > 0    -- 0: queued again by this statement, and recounted afterwards
         and (unmet > 1 or not exists (
             select from jsonb_array_elements(p.depends_on_phases) as e
             where not exists (
@@ -64,12 +64,11 @@ begin
     return true;
 end $$;
 
--- Log what moved, end attempts, free slots, release or block dependents, wake the coordinator.
--- The phases are gone through one by one: almost always it is one, and a loop over fifty thousand takes no second.
--- Old and new rows are joined by a full join, which can only be done by hashing or sorting: a plan kept from an update
--- of one row would otherwise compare each with each when the same session updates fifty thousand. (`is distinct from`:
--- a condition that no row of nulls fulfils would let the planner make it a plain join again.)
--- (Long, since only the trigger's own function sees new_rows and old_rows.)
+-- Log the transitions, end attempts, free slots, release or block dependents, wake the coordinator. Loops over the phases:
+-- almost always there is one, and fifty thousand take less than a second. Old and new rows are joined by a full join, which
+-- Postgres executes only by hashing or sorting: otherwise the cached plan of an update of one row would compare each row
+-- with each when the same session updates fifty thousand. (`is distinct from`: a strict condition would let the planner
+-- reduce it to a plain join.) (Long, since only the trigger's own function sees new_rows and old_rows.)
 create or replace function pgcoord_private.settle_updated_phases() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -88,9 +87,9 @@ declare
     v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
     v_phases integer[];
     v_cause text;
-    v_end_features integer[];    -- of phases that have ended otherwise than completed, or have not any more
+    v_end_features integer[];    -- of phases that have ended in another state than completed, or were queued again
     v_end_phases integer[];
-    v_redo_features integer[];    -- of phases queued again that run when a prerequisite was not completed
+    v_redo_features integer[];    -- of phases queued again with run_when "failed"
     v_redo_phases integer[];
 begin
     for v in
@@ -127,7 +126,7 @@ begin
         end if;
         if v.left_slot is not null then
             v_ended := pgcoord_private.end_left_attempt(v.queue_id, v.attempt, v.status, v.error_message, v.left_slot);
-        elsif pgcoord_private.ended(v.status) then    -- by hand: a schedule may wait for the end of the feature
+        elsif pgcoord_private.ended(v.status) then    -- by a person: a schedule may wait for the end of the feature
             v_wakes := v_wakes or exists (select from pgcoord.schedule_run where outcome = 'waiting');
         end if;
         if v.issue_number is not null and (pgcoord_private.ended(v.status) or v.was in ('failed', 'cancelled')) then
@@ -190,7 +189,7 @@ begin
     from public.phase_queue where queue_id = p_queue_id and pg_trigger_depth() > 0;
 end $$;
 
--- Log who approved a phase, or took its question away.
+-- Log the approval of a phase, or the removal of its gate.
 create or replace function pgcoord_private.log_gate() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -198,6 +197,24 @@ begin
     perform pgcoord_private.log_event(
         case when new.phase_data ->> 'gate' is null then 'gate_removed' else 'gate_approved' end,
         pgcoord_private.reason(), new.feature_id, new.phase_number, new.queue_id);
+    return null;
+end $$;
+
+-- Log which members of its phase_data, and what else that people write, a phase has got anew.
+create or replace function pgcoord_private.log_edited_phase() returns trigger
+language plpgsql
+security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.log_event('phase_edited', pgcoord_private.without_middle(concat_ws(', ',
+        (select string_agg(key, ', ' order by key)
+        from jsonb_object_keys(old.phase_data || new.phase_data) as key
+        where old.phase_data -> key is distinct from new.phase_data -> key),
+        case when new.depends_on_phases <> old.depends_on_phases then format('depends on %s → %s',
+            coalesce(nullif(btrim(old.depends_on_phases::text, '[]'), ''), 'none'),
+            coalesce(nullif(btrim(new.depends_on_phases::text, '[]'), ''), 'none')) end,
+        case when new.queue_position <> old.queue_position
+            then format('queue_position %s → %s', old.queue_position, new.queue_position) end)
+        || coalesce(': ' || pgcoord_private.reason(), '')), new.feature_id, new.phase_number, new.queue_id);
     return null;
 end $$;
 

@@ -1,4 +1,4 @@
--- Phases that are deleted: not while they hold a slot; what depended on them waits.
+-- Deleted phases: refused while they hold a slot; their dependents wait.
 
 -- Refuse (PC002) to delete a phase that holds a slot.
 create or replace function pgcoord_private.guard_phase_delete() returns trigger

@@ -14,7 +14,7 @@ begin
     end if;
 end $$;
 
--- An id given by hand moves the sequence on, so that the next generated one is free; log the feature.
+-- Advance the sequence beyond an explicit id, so that the next generated one is free; log the feature.
 create or replace function pgcoord_private.follow_inserted_ids() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -22,7 +22,8 @@ declare
     v_sequence regclass := pg_get_serial_sequence('public.planned_features', 'id');
     v_highest integer;
 begin
-    -- Who owns the table may restore any; from others an id far ahead would soon leave none to generate.
+    -- The owner of the table may restore any id; for others an id far ahead is refused, as it would soon exhaust the
+    -- sequence.
     select max(id) into v_highest from new_rows;
     if v_highest > coalesce(pg_sequence_last_value(v_sequence), 0) + 10000
         and not pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, current_user, 'usage')
@@ -32,7 +33,7 @@ begin
             message = format('feature %s cannot be inserted: the next one is %s', v_highest, coalesce(pg_sequence_last_value(v_sequence), 0) + 1),
             hint = 'Leave the id out; one of your own lies at most 10000 ahead.';
     end if;
-    -- The last ids of all would leave none to generate.
+    -- The highest ids would exhaust the sequence.
     select max(id) into v_highest from new_rows where id < 2000000000;
     if v_highest > coalesce(pg_sequence_last_value(v_sequence), 0) then
         perform setval(v_sequence, v_highest);
@@ -69,9 +70,9 @@ begin
     return null;
 end $$;
 
--- Fill what is null, and refuse what no page and no reader can take.
+-- Fill null columns, and refuse values that readers cannot handle.
 -- Long, since it is a list of refusals.
--- Errors: PC005; 42501 for a feature made in somebody else's name.
+-- Errors: PC005; 42501 for a client that sets created_by to another user.
 create or replace function pgcoord_private.check_feature_values() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -87,7 +88,7 @@ begin
     new.created_at := coalesce(new.created_at, now());
     new.updated_at := coalesce(new.updated_at, now());
     new.created_by := coalesce(nullif(new.created_by, ''), session_user);
-    -- Who may delete features is the owner, who may restore them.
+    -- A user who may delete features is the owner, who may restore them.
     if tg_op = 'INSERT' and new.created_by <> session_user
         and not has_table_privilege('public.planned_features'::regclass, 'delete')
     then
@@ -136,9 +137,9 @@ begin
     return new;
 end $$;
 
--- Stamp updated_at; refuse (PC005) null and times nobody can count with, (PC008) another id and, from a client, another
--- origin, (42501) a client what functions do. Of texts that an older release stored it asks nothing: such a feature is
--- paused and cancelled like any other.
+-- Set updated_at. Refuse (PC005) nulls and times that clients cannot represent, (PC008) another id and, from a client,
+-- another origin, (PC002) the cancellation of a completed feature, (42501) a client's pause, resumption or cancellation by
+-- UPDATE. Unchanged texts of an older release are not checked, so such a feature can be paused and cancelled.
 create or replace function pgcoord_private.stamp_feature() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -166,6 +167,13 @@ begin
             message = format('%s may not pause, resume or cancel feature %s by hand', current_user, old.id),
             hint = format('select * from pgcoord.pause(%s, reason), pgcoord.resume(%s), pgcoord.cancel_feature(%s, reason), or '
                 'pgcoord.retry_phase(queue_id), which takes a cancelled one up again.', old.id, old.id, old.id);
+    elsif new.cancelled_at is not null and old.cancelled_at is null
+        and (select status from pgcoord.feature where id = old.id) = 'completed'
+    then
+        raise exception using
+            errcode = 'PC002',
+            message = format('feature %s is completed: there is nothing left to cancel', old.id),
+            hint = 'It stays as it is; pgcoord.prune(older_than) removes finished features.';
     end if;
     if (new.created_at, new.paused_at, new.cancelled_at) is distinct from (old.created_at, old.paused_at, old.cancelled_at) then
         perform pgcoord_private.check_times('feature ' || old.id, new.created_at, new.paused_at, new.cancelled_at);
@@ -181,7 +189,12 @@ create or replace function pgcoord_private.log_changed_feature() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform pgcoord_private.log_event('feature_changed', null, new.id);
+    perform pgcoord_private.log_event('feature_changed', concat_ws(', ',
+        case when new.title is distinct from old.title then 'title' end,
+        case when new.description is distinct from old.description then 'description' end,
+        case when new.plan is distinct from old.plan then 'plan' end,
+        case when new.priority is distinct from old.priority then format('priority %s → %s', old.priority, new.priority) end)
+        || coalesce(': ' || pgcoord_private.reason(), ''), new.id);
     return null;
 end $$;
 

@@ -1,6 +1,6 @@
 -- Bring work in: store a feature with its plan, change it, queue its phases, read it.
 
--- Refuse what cannot be a feature with its phases. The phases' own rules are checked when they are inserted.
+-- Refuse a JSON value that is not a feature with phases. Rules of single phases are checked when they are inserted.
 -- Errors: PC005, naming the member.
 create or replace function pgcoord_private.check_feature_object(p_feature jsonb) returns void
 language plpgsql
@@ -134,7 +134,7 @@ begin
     end if;
 end $$;
 
--- Change what is given of a feature; the rest stays. With p_version, only if it is still as it was then.
+-- Change the given members of a feature. With p_version, only if that is its current version.
 -- Errors: PC001, PC002 for the plan of a feature whose phases are queued, PC005, PC010 when it was changed meanwhile.
 create or replace function pgcoord.change_feature(p_feature_id bigint, p_changes jsonb, p_version text default null)
 returns text
@@ -172,7 +172,7 @@ end $$;
 comment on function pgcoord.change_feature(bigint, jsonb, text) is
     'Change what is given of a feature: title, description, item_type, priority, estimated_hours, max_cost_usd, tags, phases (the plan, while none is queued); returns its new version.';
 
--- What a feature is planned from, with its version, for change_feature to store the plan; refuse (PC002) one whose
+-- The columns from which a feature is planned, and its version, which change_feature takes. Refuse (PC002) a feature whose
 -- phases are queued.
 create or replace function pgcoord_private.feature_to_plan(p_feature_id integer)
 returns table (title text, description text, item_type text, estimated_hours double precision, version text)
@@ -187,7 +187,7 @@ begin
     where f.id = p_feature_id;
 end $$;
 
--- The phases of a feature as submit_feature takes them: the queued ones as they are now, else the stored plan.
+-- The phases of a feature as submit_feature takes them: the queued ones in their present form, else the stored plan.
 create or replace function pgcoord_private.plan_of(p_feature_id integer) returns jsonb
 language sql stable
 begin atomic
@@ -265,7 +265,7 @@ begin
     perform pgcoord_private.check_feature(p_feature_id);
     select to_jsonb(f) - 'plan', coalesce(f.plan, '[]') into v_feature, v_phases from pgcoord.feature as f where f.id = p_feature_id;
     if (v_feature -> 'total_phases')::integer > 0 then
-        -- Of two members of one name the column counts: phase_data may say anything.
+        -- If phase_data has a member with the name of a column, the column wins.
         select jsonb_agg((phase -> 'phase_data') || (phase - 'phase_data')) into v_phases
         from pgcoord_private.phase_objects(array(
             select queue_id from public.phase_queue where feature_id = p_feature_id order by phase_number

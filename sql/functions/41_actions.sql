@@ -1,4 +1,4 @@
--- What people do to phases, features and the installation. Each takes its locks in the lock order (30_locks.sql).
+-- Actions of people on phases, features and the installation. Each takes its locks in the lock order (30_locks.sql).
 
 create or replace function pgcoord.retry_phase(p_queue_id text, p_reason text default null) returns public.phase_queue
 language plpgsql
@@ -68,7 +68,7 @@ end $$;
 comment on function pgcoord.cancel_phase(text, text) is
     'Give a phase up; what depends on it is blocked. A running one keeps its slot until its process has been ended.';
 
--- Give up a phase and all that depends on it, directly or not.
+-- Cancel a phase and all phases that depend on it, directly or indirectly.
 -- Locks: the feature, then its phases.
 create or replace function pgcoord.cancel_branch(p_queue_id text, p_reason text) returns integer
 language plpgsql
@@ -94,7 +94,7 @@ end $$;
 comment on function pgcoord.cancel_branch(text, text) is
     'Give up a phase and everything that depends on it, directly or not, unless completed; returns how many phases. Running ones are ended first.';
 
--- Refuse (PC002) to answer a phase about which nobody is asked.
+-- Refuse (PC002) to approve or reject a phase that does not wait for approval.
 create or replace function pgcoord_private.check_asked(p_phase public.phase_queue) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -184,12 +184,6 @@ declare
     v_phases integer;
 begin
     perform pgcoord_private.lock_feature(p_feature_id);
-    if exists (select from pgcoord.feature where id = p_feature_id and status = 'completed') then
-        raise exception using
-            errcode = 'PC002',
-            message = format('feature %s is completed: there is nothing left to cancel', p_feature_id),
-            hint = 'It stays as it is; pgcoord.prune(older_than) removes finished features.';
-    end if;
     select count(*) into v_phases from public.phase_queue
     where feature_id = p_feature_id and status in ('queued', 'blocked', 'ready', 'running');
     update public.planned_features set cancelled_at = now(), cancelled_reason = p_reason
@@ -199,7 +193,7 @@ end $$;
 comment on function pgcoord.cancel_feature(bigint, text) is
     'Give a feature up: its waiting phases are cancelled, its running ones ended; returns how many that were.';
 
--- Pause everything, or one feature: nothing new is claimed, what runs goes on.
+-- Pause everything, or one feature: no further phase is claimed; running phases continue.
 create or replace function pgcoord.pause(p_feature_id bigint default null, p_reason text default null) returns timestamptz
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -251,7 +245,7 @@ end $$;
 comment on function pgcoord.resume(bigint) is
     'Resume one feature, or without an id what was paused as a whole; returns whether it was paused. Features that were paused by themselves stay so.';
 
--- Say what a feature may cost: it is paused where that is spent, and resumed where that alone had paused it.
+-- Set the budget of a feature: the feature is paused if it is spent, and resumed if only the old budget had paused it.
 create or replace function pgcoord.set_budget(p_feature_id bigint, p_max_cost_usd double precision default null) returns boolean
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -270,8 +264,8 @@ end $$;
 comment on function pgcoord.set_budget(bigint, double precision) is
     'Say what a feature may cost, in US dollars; null takes the limit away. Once it is spent the feature is paused, and resumed with more; returns whether it is paused now.';
 
--- Make the number of slots of a pool p_slots. Raising takes draining ones back first; lowering never ends anything: free
--- surplus slots go at once, held ones drain and go when they are released, or with the next claim.
+-- Set the number of slots of a pool. Raising it first takes draining slots back. Lowering it ends no phase: free surplus
+-- slots are deleted at once; held ones drain, and are deleted when they are released or with the next claim.
 create or replace function pgcoord.set_slots(p_slots bigint, p_pool text default 'local') returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -328,7 +322,7 @@ end $$;
 comment on function pgcoord.set_slots(bigint, text) is
     'Let n phases of a pool (local, unless another one is named) run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
 
--- Features that were finished (completed or cancelled) that long ago.
+-- Features that were finished (completed or cancelled) longer ago than p_older_than.
 create or replace function pgcoord_private.finished_features(p_older_than interval) returns setof integer
 language sql
 begin atomic
@@ -361,7 +355,7 @@ begin
         select id from public.planned_features
         where id in (select pgcoord_private.finished_features(p_older_than)) order by id for update
     ) as locked;
-    -- Looked at again under the locks: one may have been taken up, or added to, meanwhile.
+    -- Checked again under the locks: a feature may have been retried or extended meanwhile.
     select array_agg(id) into v_ids from pgcoord_private.finished_features(p_older_than) as id where id = any (v_ids);
     delete from public.planned_features where id = any (v_ids);
     delete from pgcoord.event where feature_id = any (v_ids);
@@ -371,25 +365,26 @@ end $$;
 comment on function pgcoord.prune(interval) is
     'Remove features that were finished (completed or cancelled) that long ago, with their phases, attempts and events; returns how many.';
 
--- What is written as '30', which is of no type yet, comes here rather than to an interval, to which it would be 30 seconds.
--- Errors: PC005 for what is no interval, and for a number without a unit, but 0.
+-- An untyped literal such as '30' resolves to this function; as an interval it would be 30 seconds.
+-- Errors: PC005 for a text that is not an interval, and for a number without a unit, except 0.
 create or replace function pgcoord.prune(p_older_than text) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_older_than interval;
+    v_fault text := case when p_older_than ~ '^[\s+-]*[0-9.]+\s*$' and p_older_than ~ '[1-9]' then 'it has no unit' end;
 begin
-    if p_older_than !~ '^[\s+-]*[0-9.]+\s*$' or p_older_than !~ '[1-9]' then
+    if v_fault is null then
         begin
             v_older_than := p_older_than;
         exception when data_exception then
-            null;
+            v_fault := 'it is no interval';
         end;
     end if;
-    if v_older_than is null and p_older_than is not null then
+    if v_fault is not null then
         raise exception using
             errcode = 'PC005',
-            message = format('%s is no age of a feature: it has no unit', left(btrim(p_older_than), 60)),
+            message = format('%L is no age of a feature: %s', left(btrim(p_older_than), 60), v_fault),
             hint = 'Give an interval with its unit, such as 90 days; 0 for all.';
     end if;
     return pgcoord.prune(v_older_than);

@@ -1,10 +1,10 @@
--- Reports: the first end of an attempt that is recorded decides (report_phase). What a workflow says of its phase comes in
--- as JSON, signed, perhaps twice, perhaps late: take_report matches it with its phase and attempt, and logs it in the same
--- transaction, whether it was taken or refused.
+-- Reports: the first recorded end of an attempt decides (report_phase). A workflow reports the end of its phase as signed
+-- JSON, perhaps twice, perhaps late. take_report matches it with its phase and attempt, and logs in the same transaction
+-- whether it was accepted or refused.
 
--- The attempt that a report is about: the named one, else the latest. No row for a phase that never had one. An
--- earlier one is taken when it ended just so: its sender did not hear the answer.
--- Errors: PC003 when the named one was given up, or is none of this phase.
+-- The attempt of a report: the named one, else the latest. No row for a phase without attempts. An earlier attempt is
+-- accepted if it ended as reported: its sender has not received the answer.
+-- Errors: PC003 when the named attempt was given up, or belongs to another phase.
 create or replace function pgcoord_private.reported_attempt(p_phase public.phase_queue, p_adw_id text, p_outcome text)
 returns pgcoord.attempt
 language plpgsql
@@ -30,9 +30,9 @@ begin
     return v_attempt;
 end $$;
 
--- Answer a report that moves nothing: the phase does not hold a slot, or the report names another attempt. A repeat is
--- answered with what is stored.
--- Errors: PC001 no such phase; PC002 never started; PC003 stale attempt; PC004 it ended another way.
+-- Answer a report that changes nothing: the phase does not hold a slot, or the report names another attempt. A repeated
+-- report is answered with the stored end.
+-- Errors: PC001 no such phase; PC002 never started; PC003 stale attempt; PC004 it ended in another way.
 create or replace function pgcoord_private.answer_report(p_queue_id text, p_outcome text, p_adw_id text) returns public.phase_queue
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -55,9 +55,9 @@ begin
         hint = 'The first end of an attempt counts. Retry the phase, or skip it if the work is done.';
 end $$;
 
--- Take a report: the first one decides. Fast path: one UPDATE, for a phase that holds its slot and whose attempt is the
+-- Apply a report: the first one decides. Fast path: one UPDATE, for a phase that holds its slot and whose attempt is the
 -- current one. The slow path explains why it matched no row.
--- Errors: those of answer_report, and PC004 when another end was asked for already.
+-- Errors: those of answer_report, and PC004 if another end was requested before.
 create or replace function pgcoord_private.report_phase(p_queue_id text, p_outcome text, p_error text, p_adw_id text)
 returns public.phase_queue
 language plpgsql
@@ -97,7 +97,7 @@ end $$;
 comment on function pgcoord.fail_phase(text, text, text) is
     'Report a ready or running phase as failed: its process is ended first, then it is queued again while attempts are left, else failed.';
 
--- The name of the phase that a report is about: by queue_id, else by adw_id, else by feature_id and phase_number.
+-- The queue_id of the phase of a report: by queue_id, else by adw_id, else by feature_id and phase_number.
 create or replace function pgcoord_private.named_by_report(p_report jsonb) returns text
 language sql stable
 return coalesce(
@@ -107,7 +107,7 @@ return coalesce(
         where feature_id = (p_report ->> 'feature_id')::integer and phase_number = (p_report ->> 'phase_number')::integer)
 );
 
--- The phase that a report is about; all that it says of the phase has to fit.
+-- The phase of a report; all members that identify the phase must agree.
 -- Errors: PC001 when there is none, PC005 when the report names none, or contradicts itself.
 create or replace function pgcoord_private.phase_of_report(p_report jsonb) returns public.phase_queue
 language plpgsql stable
@@ -144,7 +144,7 @@ begin
     return v_phase;
 end $$;
 
--- For the coordinator: the secrets by which a report may be signed, each of one attempt, for which alone it speaks.
+-- For the coordinator: the secrets that may sign a report, each of one attempt, for which alone it is valid.
 create or replace function pgcoord_private.report_secrets(p_report jsonb, out adw_id text, out secret text) returns setof record
 language sql stable
 begin atomic
@@ -157,10 +157,9 @@ end;
 
 -- Take a report, given as the body of a webhook: {"status": "completed" or "failed", and "queue_id", or "adw_id", or
 -- "feature_id" with "phase_number"; "error_message", "pr_number", "result"}. p_adw_id is the attempt whose secret signed it, null
--- for another secret. One that names no attempt is about the attempt which the first delivery of the same message was
--- about, so that it does not end the next attempt when it is repeated late.
--- Never raises PC001 to PC005: code, reason and hint say why it was refused, and the refusal is logged.
--- (Long: each of its eleven results is a variable of it.)
+-- for another secret. A report without an attempt concerns the attempt of the first delivery of the same message, so a late
+-- repetition does not end the next attempt. Never raises PC001 to PC005: code, reason and hint say why it was refused, and
+-- the refusal is logged. (Long: each of its eleven results is a variable of it.)
 create or replace function pgcoord_private.take_report(
     p_report jsonb, p_message_id text, p_actor text, p_adw_id text default null,
     out code text, out reason text, out hint text, out repeated boolean, out queue_id text, out feature_id integer,

@@ -1,9 +1,9 @@
--- Results: JSON objects that attempts write or report. They are checked and stored here, whichever way they come, and the
--- dependents of a phase read them (inputs_of).
+-- Results: JSON objects that attempts write or report. These functions check and store them, whether they come by file,
+-- report or SQL; the dependents of a phase read them (inputs_of).
 
--- Refuse a result that is no object, too large, or whose known keys are of another type. How it was written does not count,
--- but what Postgres makes of it, with a space after each comma and colon: so it is the same by file, report and SQL. Of 68 kB,
--- 64 are for the command: costs and branches are added to what it wrote.
+-- Refuse a result that is not an object, is too large, or has a known key of a wrong type. The size is that of the text
+-- which Postgres writes, with a space after each comma and colon, so it is the same by file, report and SQL. Of 68 kB, 64
+-- are for the command; pgcoord adds costs and branches.
 -- Errors: PC005.
 create or replace function pgcoord_private.check_result(p_result jsonb) returns void
 language plpgsql stable
@@ -40,7 +40,7 @@ begin
     end if;
 end $$;
 
--- Which budget of a feature is spent, in words; null while none is.
+-- The budget of a feature that is spent, in words; null if none is.
 create or replace function pgcoord_private.spent_budget(p_feature_id bigint) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -63,7 +63,7 @@ set search_path = pg_catalog, pg_temp as $$
     limit 1;
 $$;
 
--- Pause a feature whose budget is spent: what runs goes on, nothing of it starts.
+-- Pause a feature whose budget is spent: no further phase of it starts; running phases continue.
 create or replace function pgcoord_private.keep_budget(p_feature_id bigint) returns void
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -76,7 +76,8 @@ begin
     end if;
 end $$;
 
--- The budget of a feature was changed: log that, pause the feature, or resume it where only its budget had paused it.
+-- After a change of a feature's budget: log it, pause the feature if it is spent, or resume it if only the budget had paused
+-- it.
 create or replace function pgcoord_private.follow_budget() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -89,9 +90,9 @@ begin
     return null;
 end $$;
 
--- A new leader has declared the budgets of its workflows: pause the features in which one is spent, resume those that only
--- such a budget had paused. A feature that another session has locked is passed over; returns whether there was one, so
--- that the leader calls this again.
+-- After a new leader has declared the budgets of its workflows: pause features in which one is spent, and resume those that
+-- only such a budget had paused. Skips features that another session has locked, and returns whether there was one; the
+-- leader then calls it again.
 create or replace function pgcoord_private.follow_budgets() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -130,7 +131,7 @@ begin
     return v_passed_over;
 end $$;
 
--- Store a result of a locked attempt, or add it to the one that it has; of two values of a key the later counts.
+-- Store the result of a locked attempt, or merge it into the stored one; the later value of a key wins.
 -- Errors: PC005.
 create or replace function pgcoord_private.store_result(p_attempt_id bigint, p_result jsonb) returns jsonb
 language plpgsql
@@ -156,8 +157,8 @@ begin
     return v_stored;
 end $$;
 
--- Take the result file of an attempt whose process is gone. fault: why it cannot be used, in words; null when it can. What
--- the attempt has cost counts all the same.
+-- Store the result file of an attempt whose process is gone. fault: why it cannot be used, in words; null if it can. The
+-- costs in it count in any case.
 create or replace function pgcoord_private.take_result_file(p_attempt_id bigint, p_text text, out result jsonb, out fault text)
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -198,8 +199,8 @@ end $$;
 comment on function pgcoord.set_result(text, jsonb, text) is
     'Store a result of a phase''s latest attempt, or add keys to it: a JSON object of 64 kB at most, which phases that depend on it get. With adw_id only if that attempt is the current one.';
 
--- The results that a phase gets: those of the phases that it needs, directly or not, by number. Of phases that were
--- completed by an attempt: what a failed attempt said is no input, though the phase was skipped then.
+-- The inputs of a phase: the results of its direct and indirect prerequisites, by number. Only results of attempts that
+-- completed their phase: the result of a failed attempt is no input, even if the phase was skipped afterwards.
 create or replace function pgcoord_private.inputs_of(p_feature_id integer, p_phase_number integer) returns jsonb
 language sql stable
 begin atomic

@@ -1,7 +1,7 @@
 -- An action on several phases at once, and previews: what an action would change.
 
--- Do an action of people's to one phase, by its name.
--- Errors: those of the action; PC005 for a name that is none.
+-- Perform an action, given by name, on one phase.
+-- Errors: those of the action; PC005 for an unknown name.
 create or replace function pgcoord_private.act_on_phase(p_action text, p_queue_id text, p_reason text, p_priority bigint)
 returns void
 language plpgsql
@@ -22,8 +22,9 @@ begin
     end case;
 end $$;
 
--- Phases are taken by feature and number, and each gets a row: one whose state refuses the action stays as it is, the others
--- go on. One that an action on another phase has changed already (unblocked, say) counts as done, not as refused.
+-- Processes the phases in the order of feature and number, and returns a row for each. A phase whose state refuses the
+-- action is left unchanged; the others are processed. A phase that the action on another one has changed already (unblocked,
+-- for example) counts as done, not as refused.
 -- Locks: the features by id, then their phases.
 -- Errors: PC005 for an unknown action, a wrong priority or more than 10,000 phases; then nothing is done.
 create or replace function pgcoord.act_on_phases(
@@ -69,7 +70,7 @@ end $$;
 comment on function pgcoord.act_on_phases(text, text[], text, bigint) is
     'Do retry, skip, cancel, approve, reject, priority or cancel_branch to several phases in one transaction. Returns each with its state now, and why it was refused, if it was: that one stays as it is.';
 
--- The living attempts of features whose end was asked for.
+-- The living attempts of features for which an end was requested.
 create or replace function pgcoord_private.endings_of(p_feature_ids integer[]) returns table (id bigint, ending text)
 language sql stable
 begin atomic
@@ -79,9 +80,9 @@ begin atomic
     where p.feature_id = any (p_feature_ids) and p.slot is not null and a.ended_at is null and a.ending is not null;
 end;
 
--- Do the action, end the processes that it asks to end, read what has changed, and roll all of it back: a preview shows
--- what will happen, whatever the rules are. Of several phases, one that is refused comes without a new state, and says why.
--- Long, since what is rolled back and what is read before that are one block.
+-- Perform the action and the ends that it requests, read the changes, and roll everything back: so a preview shows the real
+-- effect, whatever the rules are. Of several phases, a refused one has no new state, and its words say why. Long, since the
+-- changes are read within the block that is rolled back.
 -- Errors: those of the action.
 create or replace function pgcoord_private.look_ahead(
     p_action text, p_feature_id bigint, p_queue_ids text[], p_priority bigint, p_several boolean

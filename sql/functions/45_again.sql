@@ -1,6 +1,6 @@
 -- Run a feature again: queue a copy with the same phases, linked to its origin, which stays as it is.
 
--- Whether a phase was completed when it came in, as a plan may say.
+-- Whether a phase was inserted as completed, as a plan may mark it.
 create or replace function pgcoord_private.came_completed(p_phase public.phase_queue) returns boolean
 language sql stable
 begin atomic
@@ -12,10 +12,11 @@ begin atomic
         );
 end;
 
--- Copy a feature and queue its phases. With p_from, what is completed there, but this phase and what depends on it, is taken
--- over. What was completed when it came in, as a plan may say, stays so. (Without cost and tokens: they were spent once.)
--- Long, since one copy is three parts: what is taken over, the feature, and the results of what was taken over.
--- Errors: PC001, PC002 where there is nothing to copy.
+-- Copy a feature and queue its phases. With p_from, completed phases are copied as completed, with their results, except
+-- phase p_from and its direct and indirect dependents. Phases that were inserted as completed stay completed. (Costs and
+-- tokens are not copied: they were spent once.) Long, since a copy has three parts: the completed phases, the feature, and
+-- their results.
+-- Errors: PC001; PC002 if there is nothing to copy.
 create or replace function pgcoord_private.copy_feature(p_feature_id bigint, p_from integer) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -57,8 +58,8 @@ begin
     perform pgcoord.execute_feature(v_id);
     perform pgcoord_private.set_reason(null);
 
-    -- A phase that was taken over has an attempt 0: its result hangs on that, and a further copy tells by it that the phase
-    -- did not come in completed.
+    -- A copied completed phase has an attempt 0, which holds its result, and by which a further copy knows that the phase
+    -- was not inserted as completed.
     with known as (
         select q.queue_id, r.value, a.slot, a.pool, a.workflow, a.ended_at
         from public.phase_queue as p

@@ -1,7 +1,6 @@
--- Who leads, and for how long a silent host is left alone. All of it is changed under the lock of the control row, which
--- claims take too.
+-- The lead, and the leases of hosts. Both change only under the lock of the control row, which claims take, too.
 
--- Refuse a coordinator that does not lead any more.
+-- Refuse a coordinator whose lead is over.
 create or replace function pgcoord_private.check_epoch(p_epoch bigint) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -16,9 +15,9 @@ begin
     end if;
 end $$;
 
--- Take over the pools of a coordinator's configuration: [{"name", "launcher", "slots", "settings"}]. The number of slots
--- is set when it is declared anew or changed there, so that set_slots holds across restarts; without one it stays. A pool
--- that is declared no more starts nothing: its slots go as they are released, and it goes with the last of its attempts.
+-- Take over the pools of a coordinator's configuration: [{"name", "launcher", "slots", "settings"}]. The number of slots is
+-- set only if the pool is new or its declared number has changed, so that set_slots survives restarts. A pool that is no
+-- longer declared starts nothing: its slots are deleted when they are released, and it is deleted with its last attempt.
 create or replace function pgcoord_private.declare_pools(p_pools jsonb) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -49,10 +48,10 @@ begin
         and not exists (select from pgcoord.attempt as a where a.exited_at is null and a.pool = p.name);
 end $$;
 
--- Take the lead on this connection: a new epoch, and the pools and workflows that can be used from now on. The epoch is higher
--- than p_after, too, the last one that the coordinator knows: a failover may have lost it, and no epoch may come twice.
--- Waits up to two seconds for the lock, as its holder may be just going away, and as long for the control row. Where
--- another one leads that is no error but a row that names it: a coordinator that stands by asks again every few seconds.
+-- Take the lead on this connection, with a new epoch, and declare pools and workflows. The epoch is also higher than
+-- p_after, the last one that the coordinator knows: a failover may have lost that one, and no epoch may occur twice. Waits
+-- up to two seconds for the lock, whose holder may just be ending, and as long for the control row. If another coordinator
+-- leads, returns a row that names it, without an error: a coordinator that stands by calls this every few seconds.
 create or replace function pgcoord_private.lead(
     p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb, p_after bigint default 0,
     p_pools jsonb default '[]',
@@ -67,7 +66,7 @@ begin
     led := false;
     perform set_config('lock_timeout', '2s', true);
     begin
-        -- Who leads already declares anew what its configuration says: one lock stays one.
+        -- The leader calls it again to declare a changed configuration; it does not take the lock a second time.
         if not exists (
             select from pg_locks
             where locktype = 'advisory' and (classid, objid, objsubid) = (7405, 1, 2) and pid = pg_backend_pid() and granted
@@ -109,8 +108,8 @@ begin
     select c.epoch, p_host, p_pid into epoch, host, pid from pgcoord.control as c;
 end $$;
 
--- For the leading coordinator, on its LISTEN connection: give the lead back, and tell those who stand by.
--- Give the lead back. The epoch stays in force until somebody else leads: what was being started is still recorded.
+-- For the leading coordinator, on its LISTEN connection: give the lead back, and notify the coordinators that stand by. The
+-- epoch stays valid until another one leads, so that starts in progress are still recorded.
 create or replace function pgcoord_private.resign() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -120,9 +119,9 @@ begin
     notify pgcoord_stand_by;
 end $$;
 
--- For a coordinator that stands by and has processes: a leader on another host leaves them alone for another
--- minute.
--- Errors: 55P03 when somebody has the lease locked for more than a second.
+-- For a coordinator that stands by and has processes: renew the lease of its host, so that a leader elsewhere does not
+-- declare them lost for another minute.
+-- Errors: 55P03 when another session locks the lease for more than a second.
 create or replace function pgcoord_private.renew_lease(p_host text) returns void
 language sql
 set search_path = pg_catalog, pg_temp
@@ -131,8 +130,8 @@ set lock_timeout = '1s' as $$
     on conflict (name) do update set lease_until = excluded.lease_until;
 $$;
 
--- Which line of history this server writes: of the same system, the one with the higher timeline is the one that was
--- promoted later. Nulls where a server does not tell.
+-- The WAL timeline of this server: of two servers with the same system identifier, the one with the higher timeline was
+-- promoted later. Nulls if the server does not show it.
 create or replace function pgcoord_private.lineage(out system bigint, out timeline integer)
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$

@@ -1,6 +1,6 @@
--- The leading coordinator takes phases, and learns when to look again.
+-- Claims of the leading coordinator, and the time until its next look.
 
--- Retry times that have come are over. Phases that somebody has locked stay for the next claim.
+-- Clear retry times that have passed. Phases that another session has locked are left to the next claim.
 create or replace function pgcoord_private.take_due_retries(p_only text default null) returns text[]
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -22,17 +22,17 @@ begin
     return v_due;
 end $$;
 
--- Claim eligible phases, in each pool in total order over all features, one for each free slot; phases that somebody else
--- has locked are skipped, never waited for. Each workflow has its own line in the index, and a pool takes the first of its
--- workflows' lines: a thousand that wait for another pool are not stepped over. Where no slot is free (and no retry time
--- has come) it locks nothing: who frees one wakes the coordinator anew, and a transaction that has written nothing has
--- nothing to wait for at its commit. The control row is locked in a statement of its own: the statements after it see all
--- that earlier claims have committed.
--- The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not hide it.
--- Long, since it is one pass: each step decides on the rows and locks of the step before.
+-- Claim eligible phases, one for each free slot, in each pool in total order over all features. Phases that another session
+-- has locked are skipped, never waited for. Each workflow has its own range in the index, and a pool takes the first phases
+-- of its workflows' ranges, so a thousand phases that wait for another pool are not read. If no slot is free (and no retry
+-- time has passed) it locks nothing: a freed slot wakes the coordinator again, and a transaction without writes commits
+-- without a flush. The control row is locked in a separate statement, so that the following statements see all commits of
+-- earlier claims. The lock of a phase is NO KEY, so that an edge being stored to it (a foreign key's share lock) does not
+-- hide it.
+-- Long, since it is one pass: each step uses the rows and locks of the step before.
 -- p_only: claim this phase alone.
--- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when somebody holds
--- the control row for more than a second.
+-- Errors: PC007 when the lead is over; PC009 under a snapshot that would not see other claims; 55P03 when another session
+-- holds the control row for more than a second.
 create or replace function pgcoord_private.claim_phases(p_epoch bigint, p_only text default null) returns setof pgcoord_private.assignment
 language plpgsql
 set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
@@ -43,12 +43,12 @@ declare
     v_pool record;    -- with the number of its free slots
     v_slot smallint;
     v_phase record;
-    v_due text[];    -- phases whose retry time has come, or whose lock is free, with this claim: it has changed them
+    v_due text[];    -- phases that this claim has changed: their retry time has passed, or their lock is free
     v_id bigint;
     v_attempts bigint[];
     v_aside text[] := pgcoord_private.set_aside();
-    v_no_issues boolean := false;    -- GitHub makes none for the moment: only phases that have one are claimed
-    v_locks text[];    -- that somebody holds, of phases in the line
+    v_no_issues boolean := false;    -- GitHub creates no issues at the moment: only phases that have one are claimed
+    v_locks text[];    -- locks that are held, of phases in the queue
 begin
     if not pgcoord_private.sees_others() then
         perform pgcoord_private.check_isolation();
@@ -85,11 +85,11 @@ begin
     if exists (select from public.phase_queue where lock is not null and status = 'queued') then
         v_due := v_due || array(select pgcoord_private.unpark(v_aside, v_no_issues));
     end if;
-    loop    -- once more where phases wait for locks, for what stands behind them
+    loop    -- once more if phases wait for locks, for the phases behind them
         v_locks := null;
         for v_pool in
             select o.name as pool, o.settings ->> 'folder' as runs_folder, free.slots,
-                case when o.launcher = 'local' then v_leader.host end as host    -- else any leader is at home
+                case when o.launcher = 'local' then v_leader.host end as host    -- otherwise every leader counts as on its own host
             from pgcoord.pool as o
                 cross join lateral (
                     select count(*) as slots from (select from pgcoord.free_slot as f where f.pool = o.name limit 1000) as few
@@ -103,7 +103,7 @@ begin
                     coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
                     coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
                 from pgcoord_private.workflow_line as w
-                    cross join lateral (    -- the first of each line, of which the first of all are taken
+                    cross join lateral (    -- the first of each range; of these, the first overall are claimed
                         select first.queue_id, first.feature_id, first.phase_number, first.attempt, first.phase_data,
                             first.lock, first.priority, first.queue_position
                         from pgcoord_private.claimable as first
@@ -125,8 +125,8 @@ begin
                     continue;
                 end if;
                 if v_phase.queue_id = any (v_due) then
-                    -- Of a row that its own transaction has changed Postgres checks the foreign key once more. A feature that
-                    -- somebody has locked must not hold up the others: then the next claim takes this phase.
+                    -- Postgres checks the foreign key of a row again if the same transaction has changed it. A locked
+                    -- feature must not delay the others, so the next claim takes this phase.
                     perform 1 from public.planned_features where id = v_phase.feature_id for key share skip locked;
                     continue when not found;
                 end if;
@@ -147,8 +147,9 @@ begin
                     values (
                         v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
                         v_slot, p_epoch, v_pool.host,
-                        -- The random part keeps a restored database, whose numbers come again, out of the folders of before.
-                        -- The end, its place, is in the name of a job, so that a copy of the database ends no job of this one.
+                        -- The random part keeps a restored database, which reuses numbers, out of earlier folders. The end
+                        -- (the database's place) is part of the names of jobs, so that a copy of the database ends no job of
+                        -- this one.
                         format('%s/%s/%s-%s%s', coalesce(v_pool.runs_folder, v_leader.runs_folder), v_control.installation, v_id, left(gen_random_uuid()::text, 8), v_control.place),
                         v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout,
                         v_pool.pool, v_phase.lock
@@ -172,13 +173,13 @@ begin
         where a.id = any (v_attempts) and p.queue_id = a.queue_id
         returning a.id, p.queue_id, p.feature_id, p.phase_number, a.number, a.adw_id, a.secret, a.host, a.folder,
             a.workflow, p.issue_number, p.phase_data ->> 'title', p.phase_data ->> 'prompt_content',
-            null::integer, null::text, false, false, null::pgcoord.attempt_outcome, null::float8, a.slot, a.pool,
+            null::integer, null::text, false, false, null::text, null::float8, a.slot, a.pool,
             exists (select from pgcoord.result as r where r.feature_id = p.feature_id), p.phase_data -> 'environment';
     end if;
 end $$;
 
--- Claim one phase after the other, where claim_phases has failed: those that fail are set aside, for five seconds at first
--- and a minute at most, so that they hold up no others. Errors: as claim_phases.
+-- Claim one phase after the other, after claim_phases has failed. A phase whose claim fails is set aside, for five seconds
+-- at first and a minute at most, so that it does not delay the others. Errors: as claim_phases.
 create or replace function pgcoord_private.claim_singly(p_epoch bigint) returns setof pgcoord_private.assignment
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -211,13 +212,12 @@ begin
     end loop;
 end $$;
 
--- When to look next, in seconds, though nobody notifies: the nearest retry time, deadline or end of a lease, and when
--- GitHub is asked again. Attempts whose host's lease has run out. And the locks, other than those in p_awaited, that keep
--- phases from being claimed and attempts from being ended in time: the coordinator waits for them, since a transaction
--- that ends by rollback notifies nobody. Rows with the same xmax are locked by the same transaction: one of them is
--- enough. What is named may have been free all along, and only just have become due: then waiting for it ends at once.
--- (Long: one list of all that the coordinator waits for. `(select clock_timestamp())`: a bare call is asked again for each row,
--- and no index is.)
+-- The next work without a notification. due_in: seconds until the nearest retry time, deadline, end of a lease, or GitHub
+-- request. abandoned: attempts whose host's lease has expired. locked: locks, except those in p_awaited, that prevent
+-- claims, or ends that are due; the coordinator waits for them, since a rollback notifies nobody. Of rows with the same
+-- xmax, which the same transaction has locked, one is enough. A named lock may be free: then waiting for it ends at once.
+-- (Long: one list of all that the coordinator waits for. `(select clock_timestamp())`: a bare call is asked again for each
+-- row, and no index is.)
 create or replace function pgcoord_private.next_work(
     p_awaited text[] default '{}', out due_in float8, out abandoned bigint[], out locked text[]
 )
@@ -230,7 +230,7 @@ declare
     v_aside text[] := pgcoord_private.set_aside();
     v_no_issues_until timestamptz := (select pgcoord_private.issues_held_until(c) from pgcoord.control as c);
 begin
-    -- (Infinite is never: an older release stored a retry time like that.)
+    -- (An infinite retry time, which an older release may have stored, never comes.)
     due_in := extract(epoch from nullif(least(
         (select min(retry_at) from public.phase_queue where retry_at > (select clock_timestamp())),
         (select min(deadline) from pgcoord.attempt

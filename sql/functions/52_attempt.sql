@@ -1,5 +1,5 @@
--- Attempts: how a coordinator says what became of their processes. Only a coordinator calls the functions here; reports of
--- workflows and people come through 42_report.sql.
+-- Attempts: a coordinator records the starts and ends of their processes. Only coordinators call these functions; reports of
+-- workflows and people go through 42_report.sql.
 
 -- The adw_id of the attempt with this number: adw- and 8 hex digits.
 -- A bijection on 32 bits (the multiplier is odd), so that ids look random and never repeat within 4 billion attempts.
@@ -26,9 +26,9 @@ create or replace function pgcoord_private.new_secret() returns text
 language sql volatile
 return 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64');
 
--- Record that the process of an attempt was started. An attempt that has been reported on already keeps its end; its
--- process is recorded all the same, so that it can be ended. Locks the phase before the attempt, as reports do.
--- Errors: PC007 when the lead is over; PC003 when the attempt was given up, or is gone with its phase.
+-- Record the started process of an attempt. If the attempt was reported as ended before, the end stays, and the process is
+-- still recorded, so that it can be ended. Locks the phase before the attempt, as reports do.
+-- Errors: PC007 when the lead is over; PC003 when the attempt was given up, or was deleted with its phase.
 create or replace function pgcoord_private.start_phase(p_epoch bigint, p_attempt_id bigint, p_pid integer, p_process_started text)
 returns void
 language plpgsql
@@ -44,7 +44,7 @@ begin
     where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id)
     for no key update;
     update pgcoord.attempt
-    set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(),
+    set pid = p_pid, process_started = p_process_started, started_at = clock_timestamp(), waits_for = null,
         deadline = clock_timestamp() + timeout
     where id = p_attempt_id and exited_at is null
     returning * into v_attempt;
@@ -61,7 +61,7 @@ begin
     end if;
 end $$;
 
--- Write an event about an attempt that is not the move of its phase.
+-- Write an event about an attempt other than a transition of its phase.
 create or replace function pgcoord_private.log_attempt(p_attempt pgcoord.attempt, p_kind text, p_reason text) returns void
 language sql
 begin atomic
@@ -91,10 +91,10 @@ begin
     perform pgcoord_private.set_reason(null);
 end $$;
 
--- The process of an attempt is gone. An end that was asked for counts before the exit status, and an end that was
--- reported before counts for good: the exit status is then only recorded. p_result is the text of its result file, null
--- where there is none; p_result_fault, why that cannot be read. A result may say {"status": "failed", "error": …}, or
--- {"status": "completed"} in place of a report. A file that cannot be used fails the phase: others would miss it.
+-- Record that the process of an attempt is gone. A requested end takes precedence over the exit status, and a reported end
+-- over both: then the exit status is only recorded. p_result is the text of its result file, null if there is none;
+-- p_result_fault says why that cannot be read. A result may contain {"status": "failed", "error": …}, or {"status":
+-- "completed"} instead of a report. A file that cannot be used fails the phase, since dependents would miss it.
 create or replace function pgcoord_private.end_attempt(
     p_attempt_id bigint, p_exit_code integer, p_log_tail text default null, p_left_behind text default null,
     p_result text default null, p_result_fault text default null
@@ -140,7 +140,8 @@ begin
     end if;
 end $$;
 
--- Take back the end that was asked for of a process that ran too long, when it had ended in time, p_ago: nobody looked.
+-- Withdraw the requested end of an attempt past its deadline if its process had ended in time, p_ago, while no coordinator
+-- watched, or while that could not be recorded.
 create or replace function pgcoord_private.take_back_timeout(p_attempt_id bigint, p_ago interval) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -152,7 +153,8 @@ begin
     end if;
 end $$;
 
--- Give an attempt that this transaction has ended, and its phase, the time at which its process had ended, p_ago.
+-- Set the end time of an attempt that this transaction has ended, and of its phase, to the time at which the process ended,
+-- p_ago.
 create or replace function pgcoord_private.date_end_back(p_attempt_id bigint, p_ago interval) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -169,8 +171,8 @@ begin
         and finished_timestamp >= now();
 end $$;
 
--- An attempt has no process and never will: it could not be started, or the process vanished without an exit status.
--- An end that was asked for meanwhile counts first.
+-- End an attempt without a process: it could not be started, or the process disappeared without an exit status. A requested
+-- end takes precedence.
 create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -199,9 +201,8 @@ end $$;
 comment on function pgcoord.give_up_attempt(bigint, text, text) is
     'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused); returns whether it was still open.';
 
--- An attempt of another host that has not renewed its lease in time is lost; an end that was asked for meanwhile counts
--- first. Nobody here can know whether its process is gone: that stays open, and a coordinator that comes to life on that
--- host ends it.
+-- End an attempt of another host whose lease has expired, as lost; a requested end takes precedence. Whether its process is
+-- gone is unknown: it stays recorded as alive, and the next coordinator on that host ends it.
 -- Errors: PC007 when the lead is over.
 create or replace function pgcoord_private.abandon_attempt(p_epoch bigint, p_attempt_id bigint) returns void
 language plpgsql
@@ -225,7 +226,7 @@ begin
     perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
 end $$;
 
--- Give a claimed attempt back unused: its phase is queued again, not before p_wait from now, and no attempt counts.
+-- Return a claimed attempt unused: its phase is queued again, not before p_wait from now, and no attempt is used up.
 create or replace function pgcoord_private.return_attempt(p_attempt_id bigint, p_wait interval, p_reason text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -236,9 +237,9 @@ begin
     where a.id = p_attempt_id and a.outcome = 'returned' and p.queue_id = a.queue_id and p.status = 'queued';
 end $$;
 
--- Give back an attempt whose process has ended for want of something that comes again by itself, such as an answer of a model:
--- later each time that this happens to the phase in a row, at first after later_delay of its workflow, a quarter of an hour at
--- most. What it has cost counts, as of all attempts; its tries stay as they were, until that was so max_later times.
+-- Return an attempt whose process ended because something is temporarily unavailable, such as a model. The wait doubles each
+-- time in a row, from later_delay of the workflow to a quarter of an hour. Its costs count; no attempt is used up, until it
+-- happened max_later times in a row.
 create or replace function pgcoord_private.postpone_attempt(p_attempt_id bigint, p_reason text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -267,8 +268,8 @@ begin
     where queue_id = v_attempt.queue_id and status = 'queued';
 end $$;
 
--- Ask for the end of attempts that have run, or waited in their engine, longer than they may. One that another session has
--- locked is passed over, so that no transaction of a person's holds the coordinator up; next_work names it.
+-- Request the end of attempts that have run, or waited in their engine, longer than permitted. Skips attempts that another
+-- session has locked, so that no transaction delays the coordinator; next_work returns these locks.
 create or replace function pgcoord_private.expire_attempts() returns void
 language sql
 begin atomic
@@ -284,7 +285,7 @@ begin atomic
     );
 end;
 
--- The process of an attempt has written nothing for p_for (null: it writes again). With p_ends that is its end.
+-- Record that the process of an attempt has written nothing for p_for (null: it writes again). With p_ends, request its end.
 create or replace function pgcoord_private.note_quiet(p_attempt_id bigint, p_for interval, p_ends boolean) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -307,7 +308,23 @@ begin
     end if;
 end $$;
 
--- Log that the end of an attempt was asked for, and wake the coordinators: its process may be on any host.
+-- Refuse an end of an attempt that nobody knows. Errors: PC005.
+create or replace function pgcoord_private.check_outcome() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if new.outcome not in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned')
+        or new.ending not in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned')
+    then
+        raise exception using
+            errcode = 'PC005',
+            message = format('attempt %s of phase %s cannot end as %L', new.number, new.queue_id, coalesce(new.outcome, new.ending)),
+            hint = 'It is completed, failed, timed_out, lost, cancelled or returned.';
+    end if;
+    return new;
+end $$;
+
+-- Log that the end of an attempt was requested, and wake the coordinators: its process may be on any host.
 create or replace function pgcoord_private.tell_ending() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -321,7 +338,7 @@ begin
     return null;
 end $$;
 
--- Wake the coordinators, as a phase was deleted whose reported process lingers.
+-- Wake the coordinators after the deletion of a phase whose process has not ended yet.
 create or replace function pgcoord_private.tell_deleted() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -331,8 +348,8 @@ begin
     return null;
 end $$;
 
--- Which of these attempts there are no more, or whose process is known to be gone. The answer is the primary's, also
--- behind a pooler that spreads what only reads over stand-bys: the function is volatile, and refuses a stand-by.
+-- Those of these attempts that do not exist any more, or whose process is known to be gone. Only a primary answers, also
+-- behind a pooler that distributes reads over stand-bys: the function is volatile, and raises an error on a stand-by.
 -- Errors: 25006 on a stand-by.
 create or replace function pgcoord_private.gone_attempts(p_attempt_ids bigint[]) returns setof bigint
 language plpgsql volatile

@@ -1,16 +1,16 @@
 -- Issues on GitHub: one for each phase, made between its claim and its start.
 --
--- Nothing here speaks to GitHub, and nobody holds a transaction open while a coordinator does. Before an issue is posted
--- the intent is committed (intend_issue), and its number afterwards (store_issue). Whoever finds an intent without a
--- number looks for the issue by the marker in its body before posting again: GitHub has no other way to ask.
+-- SQL does not call GitHub, and no transaction is open while a coordinator does. The intent is committed before an issue is
+-- posted (intend_issue), and its number afterwards (store_issue). A coordinator that finds an intent without a number
+-- searches for the issue by the marker in its body before it posts again: GitHub has no idempotency key.
 
--- After what time an issue that was made is listed.
--- Between a post and the moment from which its issue can be relied upon to be listed.
+-- The time after which a created issue is listed.
+-- The time from a POST until its issue is certainly listed.
 create or replace function pgcoord_private.issue_settles() returns interval
 language sql immutable
 return interval '20 seconds';
 
--- Phases of a feature as JSON: number, title, status, issue, and whether nothing of the feature holds it back.
+-- Phases of a feature as JSON: number, title, status, issue, and whether all its prerequisites are completed.
 create or replace function pgcoord_private.named_phases(p_feature_id integer, p_numbers integer[]) returns jsonb
 language sql stable
 begin atomic
@@ -20,7 +20,7 @@ begin atomic
     where p.feature_id = p_feature_id and p.phase_number = any (p_numbers);
 end;
 
--- What the issue of a phase says besides its prompt, and whether its labels have been made before.
+-- The facts for the issue of a phase, besides its prompt, and whether its labels were created before.
 create or replace function pgcoord_private.issue_facts(p_queue_id text, p_repository text) returns jsonb
 language sql stable
 begin atomic
@@ -41,9 +41,9 @@ begin atomic
     where p.queue_id = p_queue_id;
 end;
 
--- Say that the issue of a claimed phase is about to be made. With `posts` the caller posts it now. Without, and without a
--- number, it may have been made before: the caller looks for the marker, and comes again with p_looked when there is
--- none; then the answer is to post, or for how long the list of issues may still lag behind.
+-- Record the intent to create the issue of a claimed phase. If the answer has `posts`, the caller posts it now. If it has
+-- neither `posts` nor a number, the issue may exist: the caller searches for the marker, and calls again with p_looked if
+-- there is none. The answer is then to post, or for how long the list of issues may still lag behind.
 -- Errors: PC007 when the lead is over; PC003 when the attempt was given up.
 create or replace function pgcoord_private.intend_issue(
     p_epoch bigint, p_attempt_id bigint, p_repository text, p_looked boolean default false,
@@ -81,8 +81,8 @@ begin
     wait_seconds := extract(epoch from v_settles_at - clock_timestamp());
 end $$;
 
--- Keep the number of an issue. Where it was just made (p_made, not found), whatever held others back is over. A phase that
--- has ended meanwhile has something to tell it.
+-- Store the number of an issue. If it was just created (p_made), a suspension of requests is over. If its phase has ended
+-- meanwhile, queue a comment.
 create or replace function pgcoord_private.store_issue(p_key uuid, p_number integer, p_author text, p_made boolean) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -100,7 +100,7 @@ begin
     v_phase := pgcoord_private.lock_phase(v_issue.queue_id);
     select * into v_issue from pgcoord.issue where key = p_key for no key update;
     if v_issue.number <= p_number then
-        return;    -- known already, or the second one: of two the lower number is kept
+        return;    -- known already, or a duplicate: the lower number is kept
     end if;
     update pgcoord.issue set number = p_number, author = p_author where key = p_key;
     update public.phase_queue set issue_number = p_number where queue_id = v_phase.queue_id;
@@ -142,7 +142,7 @@ begin
     into wait_seconds, optional from pgcoord.control;
 end $$;
 
--- The issue that was about to be posted certainly was not: nobody has to look for it.
+-- Withdraw an intent whose issue was certainly not created: no search is needed.
 create or replace function pgcoord_private.unpost_issue(p_key uuid) returns void
 language sql
 begin atomic
@@ -169,7 +169,7 @@ end $$;
 comment on function pgcoord.release_issues() is
     'For the coordinator: GitHub answers, or is not asked any more; phases need not wait for it; returns whether any did.';
 
--- A phase starts without an issue, since GitHub will make none for it.
+-- Log that a phase starts without an issue, since GitHub creates none for it.
 create or replace function pgcoord_private.do_without_issue(p_attempt_id bigint, p_reason text) returns void
 language sql
 begin atomic

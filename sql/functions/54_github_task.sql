@@ -1,6 +1,7 @@
--- What is to be said or looked for on GitHub: errands, begun one by one, and tried again when GitHub refuses.
+-- GitHub tasks (errands): comments to write and duplicates to search for, executed one by one, and retried when GitHub
+-- refuses.
 
--- Leave an errand to comment on the issue of a phase that ended, or was taken up again.
+-- Queue an errand: a comment on the issue of a phase that has ended, or was queued again.
 create or replace function pgcoord_private.leave_errand(p_queue_id text, p_status text, p_attempt integer) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -13,7 +14,7 @@ begin
     end if;
 end $$;
 
--- Of an issue the errands are done in their order: those that none of the same kind comes before.
+-- The errands of an issue are executed in order: those without an earlier one of the same kind.
 create or replace view pgcoord_private.next_errand as
 select e.id, e.queue_id, e.kind, e.due_at, i.repository
 from pgcoord.errand as e
@@ -24,8 +25,8 @@ where not exists (
     );
 comment on view pgcoord_private.next_errand is 'What is to be done next on GitHub for each issue.';
 
--- Begin the oldest errand that is due in this repository; the number of tries is committed before GitHub is asked.
--- Without one, id is null, and due_in says when there is.
+-- Begin the oldest due errand of this repository; the number of tries is committed before the request to GitHub. If none is
+-- due, id is null, and due_in has the seconds until one is.
 create or replace function pgcoord_private.begin_errand(
     p_repository text, out id bigint, out queue_id text, out kind text, out key uuid, out issue_key uuid, out number integer,
     out intended_at timestamptz, out tries integer, out status text, out phase_status text, out facts jsonb, out due_in float8
@@ -58,7 +59,7 @@ begin
     end if;
 end $$;
 
--- What there is to say about the end of a phase.
+-- The facts for the comment on the end of a phase.
 create or replace function pgcoord_private.errand_facts(p_errand_id bigint) returns jsonb
 language sql stable
 begin atomic
@@ -77,7 +78,7 @@ begin atomic
     where e.id = p_errand_id;
 end;
 
--- An errand is done, or given up: p_done says what was done, p_error why it never will be.
+-- Record that an errand is done (p_done: the steps) or given up (p_error: the reason).
 create or replace function pgcoord_private.finish_errand(p_errand_id bigint, p_done text, p_error text default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -95,7 +96,7 @@ begin
     end if;
 end $$;
 
--- For the coordinator: an errand is tried again after that long, doubled with each try.
+-- For the coordinator: retry an errand after p_wait, doubled with each try.
 create or replace function pgcoord_private.postpone_errand(p_errand_id bigint, p_wait interval, p_error text) returns void
 language sql
 begin atomic

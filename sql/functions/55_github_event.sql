@@ -1,8 +1,8 @@
--- What people do on GitHub, as its webhook reports it.
+-- Events of people on GitHub, as its webhook reports them.
 
 -- The phases with one of these issues, or named by one of these words.
--- What somebody did on GitHub concerns the phases whose issue it was, and for a pull request those that it names: by
--- queue_id, adw_id or issue. Issues that people gave their phases themselves count, too.
+-- An event concerns the phases that have its issue; a pull request concerns the phases that it names by queue_id, adw_id or
+-- issue. Issues that people have assigned to their phases count, too.
 create or replace function pgcoord_private.phases_on_github(p_repository text, p_numbers integer[], p_words text[]) returns setof text
 language sql stable
 begin atomic
@@ -17,7 +17,7 @@ begin atomic
     order by 1;
 end;
 
--- Whether it was the coordinator itself who closed or opened an issue, because of what became of the phase.
+-- Whether the coordinator itself closed or reopened an issue, because of the state of its phase.
 create or replace function pgcoord_private.is_our_doing(p_phase public.phase_queue, p_kind text, p_sender text) returns boolean
 language sql stable
 return exists (select from pgcoord.issue where queue_id = p_phase.queue_id and author = p_sender)
@@ -27,8 +27,8 @@ return exists (select from pgcoord.issue where queue_id = p_phase.queue_id and a
         else false
     end;
 
--- Do to a phase what the configuration says: nothing, cancel, complete or retry. What its state does not allow, or needs
--- no more, is left; returns why, in words.
+-- Perform the configured action on a phase: nothing, cancel, complete or retry. If its state does not permit the action, or
+-- makes it unnecessary, do nothing and return the reason in words.
 create or replace function pgcoord_private.act_on_phase(p_phase public.phase_queue, p_action text, p_reason text) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -59,9 +59,9 @@ exception when sqlstate 'PC002' or sqlstate 'PC003' or sqlstate 'PC004' then
     return v_refused;
 end $$;
 
--- Take what happened on GitHub, from a webhook whose signature was checked: {"delivery", "kind": issue_closed,
+-- Record an event of GitHub, from a webhook whose signature was checked: {"delivery", "kind": issue_closed,
 -- issue_reopened, pull_request_opened or pull_request_merged, "repository", "numbers", "words", "pr_number", "sender",
--- "said"}. It is recorded for every phase that it concerns; a delivery that comes again changes nothing.
+-- "said"}. It is recorded for each phase that it concerns; a repeated delivery changes nothing.
 create or replace function pgcoord_private.take_github_event(p_event jsonb, p_action text, out result text, out queue_ids text[])
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$

@@ -1,26 +1,26 @@
--- One round of the leading coordinator: it records the ends that it has learned, claims what follows, and learns what to do
--- and until when to wait.
+-- One round of the leading coordinator: it records ends, claims the next phases, and reads its next work and how long to
+-- wait.
 
--- Record one end of an attempt, as the coordinator learned it: an object with its `kind` and the arguments of that kind's
--- function. Returns the row of take_report for a report, that of exit_job for a job that exited, else the move that took the
--- phase out of ready or running, also when an earlier report made it (null: the phase has not moved).
+-- Record one end of an attempt: an object with its `kind` and the arguments of that kind's function. Returns the row of
+-- take_report for a report, that of exit_job for the exit of a job, otherwise the transition that took the phase out of
+-- ready or running, even if an earlier report made it (null: no transition yet).
 create or replace function pgcoord_private.record_end(p_end jsonb) returns jsonb
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_attempt_id bigint := (p_end ->> 'attempt_id')::bigint;
-    v_ago interval := make_interval(secs => (p_end ->> 'exited_seconds_ago')::float8);
+    v_exited_at timestamptz := statement_timestamp() - make_interval(secs => (p_end ->> 'exited_seconds_ago')::float8);
 begin
     case p_end ->> 'kind'
         when 'exited' then
-            if v_ago > interval '1 s' then    -- while nobody looked
-                perform pgcoord_private.take_back_timeout(v_attempt_id, v_ago);
+            if v_exited_at < clock_timestamp() - interval '1 s' then    -- while nobody looked, or while it waited to be recorded
+                perform pgcoord_private.take_back_timeout(v_attempt_id, clock_timestamp() - v_exited_at);
             end if;
             perform pgcoord_private.end_attempt(
                 v_attempt_id, (p_end ->> 'exit_code')::integer, p_end ->> 'log_tail', p_end ->> 'left_behind',
                 p_end ->> 'result', p_end ->> 'result_fault');
-            if v_ago > interval '1 s' then
-                perform pgcoord_private.date_end_back(v_attempt_id, v_ago);
+            if v_exited_at < clock_timestamp() - interval '1 s' then
+                perform pgcoord_private.date_end_back(v_attempt_id, clock_timestamp() - v_exited_at);
             end if;
         when 'given_up' then
             perform pgcoord.give_up_attempt(v_attempt_id, p_end ->> 'outcome', p_end ->> 'error');
@@ -45,7 +45,7 @@ begin
     return pgcoord_private.move_out(v_attempt_id);
 end $$;
 
--- The move that took the phase of an attempt out of ready or running; null while it has not moved.
+-- The transition that took the phase of an attempt out of ready or running; null if there was none yet.
 create or replace function pgcoord_private.move_out(p_attempt_id bigint) returns jsonb
 language sql stable
 begin atomic
@@ -59,12 +59,12 @@ begin atomic
     limit 1;
 end;
 
--- Record ends and claim what follows, in one transaction: one commit from an end to the next start. Returns a row for each
--- end (its place in p_ends, whether it was recorded, what record_end returned), one for the claim (place 0; recorded:
--- whether it was made), and one for each phase that was claimed (place null).
--- An end that cannot be recorded at once, since somebody has locked what it changes, is left out, and so is a claim that
--- fails or would have to wait: each is undone alone, and the coordinator then does it as if it had been by itself.
--- The control row comes first in the lock order; whoever holds it is not waited for.
+-- Record ends and claim the next phases in one transaction, so that one commit leads from an end to the next start. Returns
+-- a row for each end (its place in p_ends, whether it was recorded, what record_end returned), one for the claim (place 0;
+-- recorded: whether it was made), and one for each phase that was claimed (place null).
+-- An end that would wait for a lock is left out, and so is a claim that fails or would wait: each is undone separately, and
+-- the coordinator executes it again by itself. The control row comes first in the lock order; the function never waits for
+-- it.
 create or replace function pgcoord_private.record_and_claim(
     p_epoch bigint, p_ends jsonb,
     out place integer, out recorded boolean, out answer jsonb, out claimed pgcoord_private.assignment
@@ -110,9 +110,10 @@ begin
     end loop;
 end $$;
 
--- Before the coordinator waits: what has changed, and when to look next. First asks for the end of attempts whose time is up.
--- p_attempts: attempts that notifications have named. `changed`: those of them that are of p_host or of an engine and may be
--- alive, as an array of {attempt_id, folder, started, ended, ending, ended_seconds_ago}. next_work says the rest.
+-- The last query of a round: the changes, and the time until the next look. First requests the end of attempts past their
+-- deadline. p_attempts: attempts that notifications have named. `changed`: those of them on p_host or of an engine that may
+-- be alive, as an array of {attempt_id, folder, started, ended, ending, ended_seconds_ago}. The other columns are those of
+-- next_work.
 create or replace function pgcoord_private.look_round(
     p_host text, p_attempts bigint[], p_awaited text[],
     out changed jsonb, out due_in float8, out abandoned bigint[], out locked text[]

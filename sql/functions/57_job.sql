@@ -1,10 +1,10 @@
--- Jobs of engines. No engine starts a job at most once, and none tells its end for certain: so a job asks before it does
--- anything whether it may begin, and says how it ended. Each of the two may be asked again when the answer was lost, by the
--- same copy of the job, which names itself by a random text.
+-- Jobs of engines. Engines may start a job twice, and their report of its end is not reliable. So each copy of a job asks
+-- for permission before it runs anything, and reports its own end. Both requests can be repeated by the same copy, which
+-- identifies itself by a random text.
 
--- An attempt's job is about to be given to an engine, for the first time or again. Stored before that is tried, so that a
--- job which an engine started all the same is known.
--- Errors: PC007 when the lead is over; PC003 when the attempt has ended, or its end was asked for.
+-- Record that the job of an attempt is about to be submitted, for the first time or again. Stored before the submission, so
+-- that a job which the engine starts in spite of an error is known.
+-- Errors: PC007 when the lead is over; PC003 when the attempt has ended, or its end was requested.
 create or replace function pgcoord_private.submit_attempt(p_epoch bigint, p_attempt_id bigint) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -32,7 +32,8 @@ begin
     end if;
 end $$;
 
--- What an engine says of a job that waits in it: its id, and why it waits. Writes only what has changed.
+-- Store the engine's id of a waiting job, and why it waits; of a local process, what the machine lacks to start it.
+-- Writes only changes.
 create or replace function pgcoord_private.note_job(p_attempt_id bigint, p_job text, p_waits_for text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -47,8 +48,8 @@ begin
     end if;
 end $$;
 
--- Why a copy of an attempt's job may not begin; null when it may, or has. A copy that has the secret of an attempt of an engine
--- shows that its job was submitted: where that is not stored, a failover has lost it.
+-- The reason why a copy of an attempt's job may not begin; null if it may, or has begun. A copy with the secret of the
+-- attempt proves that its job was submitted: if that is not stored, a failover has lost it.
 create or replace function pgcoord_private.begin_obstacle(p_attempt pgcoord.attempt, p_copy text) returns text
 language sql stable
 return case
@@ -59,7 +60,7 @@ return case
     when p_attempt.copy <> p_copy then 'another copy of its job began' || coalesce(' on ' || p_attempt.node, '')
 end;
 
--- Record that a copy of a job was refused. Only of the first ten is there an event: anybody may try.
+-- Record that a copy of a job was refused. Only the first ten refusals write an event, since anybody may try.
 create or replace function pgcoord_private.note_refused_begin(p_attempt_id bigint, p_reason text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -93,9 +94,9 @@ begin
     perform pgcoord_private.set_reason(null);
 end $$;
 
--- A copy of an attempt's job asks whether it may begin, and its phase is running from then on. Its caller has checked that
--- the attempt's secret signed the question. Never raises PC001 or PC003: code, reason and hint say why it was refused,
--- which is recorded. Locks as start_phase does.
+-- Answer a copy of an attempt's job that asks whether it may begin; if so, its phase is running from then on. The caller has
+-- checked that the attempt's secret signed the request. Never raises PC001 or PC003: code, reason and hint say why it is
+-- refused, which is recorded. Locks as start_phase does.
 create or replace function pgcoord_private.begin_job(
     p_attempt_id bigint, p_copy text, p_job text, p_node text, out code text, out reason text, out hint text
 )
@@ -131,10 +132,10 @@ begin
     perform set_config('pgcoord.actor', '', true);
 end $$;
 
--- The copy of a job that began says how its command ended. Its caller has checked that the attempt's secret signed that.
--- A repeat changes nothing. An end that comes after the attempt was given up as lost is recorded, and changes nothing else.
--- Only a copy that may begin does, so one that ends had begun, also where a failover has lost that.
--- Never raises PC001 or PC003: code, reason and hint say why it was refused.
+-- Record the end of the command of a job, reported by the copy that began. The caller has checked that the attempt's secret
+-- signed the report. A repetition changes nothing. An end after the attempt was given up as lost is recorded, and changes
+-- nothing else. A copy that reports its end has begun, even if a failover has lost that record. Never raises PC001 or PC003:
+-- code, reason and hint say why it was refused.
 create or replace function pgcoord_private.exit_job(
     p_attempt_id bigint, p_copy text, p_exit_code integer, p_log_tail text default null, p_left_behind text default null,
     p_result text default null, p_result_fault text default null,
@@ -166,14 +167,14 @@ begin
     perform set_config('pgcoord.actor', '', true);
 end $$;
 
--- For the coordinator: the secret that signs what the job of an attempt says; null when there is no such attempt.
+-- For the coordinator: the secret that signs the requests of an attempt's job; null if there is no such attempt.
 create or replace function pgcoord_private.secret_of(p_attempt_id bigint) returns text
 language sql stable
 begin atomic
     select secret from pgcoord.attempt where id = p_attempt_id;
 end;
 
--- begin_job and exit_job for a job that has a connection of its own instead of the coordinator's address.
+-- begin_job and exit_job for a job that connects to the database itself, and does not reach the coordinator.
 create or replace function pgcoord.begin_attempt(
     p_attempt_id bigint, p_secret text, p_copy text, p_job text default null, p_node text default null,
     out code text, out reason text, out hint text

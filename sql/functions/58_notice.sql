@@ -1,8 +1,8 @@
--- Notices to people: the transaction in which something happens writes them, and the leader sends them afterwards. Where no
--- receiver wants an event, nothing is written.
+-- Notices to people: the transaction of an event writes them, and the leader sends them afterwards. Without a receiver for
+-- an event, nothing is written.
 
--- Write a notice for each receiver that wants this event of a phase: it was completed (finished), has failed, or asks (gate).
--- A feature is finished once, though several of its phases may be completed by one statement.
+-- Write a notice for each receiver that subscribes to this event of a phase: completed (finished), failed, or waiting for
+-- approval (gate). A feature finishes once, even if one statement completes several of its phases.
 create or replace function pgcoord_private.note_event(
     p_event text, p_reason text, p_feature_id integer, p_phase_number integer, p_queue_id text, p_attempt integer default null
 ) returns void
@@ -25,8 +25,8 @@ begin
     notify pgcoord_wake;
 end $$;
 
--- Write a notice of each phase that needs a person though no event says so: once for each attempt, and once for all of them
--- of a phase that is given back again and again. Returns whether any receiver wants such notices.
+-- Write a notice for each phase that needs a person without an event: once for each attempt, or once for a phase whose
+-- attempts are returned again and again. Returns whether any receiver subscribes to such notices.
 create or replace function pgcoord_private.note_stuck() returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -53,7 +53,7 @@ begin
     return true;
 end $$;
 
--- For the leading coordinator: the receivers from now on. Notices that others have not got yet are not sent any more.
+-- For the leading coordinator: replace the receivers. Unsent notices for removed receivers are dropped.
 create or replace function pgcoord_private.declare_targets(p_targets jsonb) returns void
 language sql
 begin atomic
@@ -64,8 +64,8 @@ begin atomic
     delete from pgcoord.notice where not p_targets ? target;
 end;
 
--- Begin to tell a target what is due, oldest first; the try is committed before it is made, and the next one is due later
--- each time, after an hour at most. Without any, id is null, and due_in says when there is.
+-- Begin to deliver the oldest due notice to a target. The try is committed before the delivery; the next one is due later
+-- each time, after an hour at most. If none is due, id is null, and due_in has the seconds until one is.
 create or replace function pgcoord_private.begin_notice(
     p_target text, out id bigint, out key uuid, out tries integer, out message jsonb, out due_in float8
 )
@@ -92,7 +92,7 @@ begin
     end if;
 end $$;
 
--- A notice was taken, or is given up.
+-- Record that a notice was delivered, or given up.
 create or replace function pgcoord_private.end_notice(p_id bigint) returns void
 language sql
 begin atomic

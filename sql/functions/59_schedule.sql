@@ -1,11 +1,11 @@
--- Schedules: features that are queued at certain times, again and again. When that is, the leading coordinator computes
--- (configuration/cron.py); what happens then is decided here, in the transaction that writes the row of the due time, whose key
--- keeps it from happening twice.
+-- Schedules: features that are queued regularly. The leading coordinator computes the due times
+-- (pgcoord/configuration/cron.py). These functions decide what happens at a due time, in the transaction that writes its row;
+-- the key of that row prevents a second run.
 --
 -- Lock order: a schedule, then its rows of schedule_run, then the feature that is made for it.
 
--- What is wrong with a cron expression, in words; null for none. That a date comes at all (31 February) is found by the
--- coordinator.
+-- The fault of a cron expression, in words; null if there is none. The coordinator finds dates that never come (31
+-- February).
 create or replace function pgcoord_private.cron_fault(p_cron text) returns text
 language plpgsql immutable strict
 set search_path = pg_catalog, pg_temp as $$
@@ -44,7 +44,7 @@ begin
     return null;
 end $$;
 
--- Refuse a feature that could not be queued: it is queued, and that is taken back, which uses up a number of a feature.
+-- Refuse a feature that could not be queued: queue it and roll that back, which uses up an id.
 -- Errors: PC005, those of submit_feature.
 create or replace function pgcoord_private.check_scheduled_feature(p_name text, p_feature jsonb) returns void
 language plpgsql
@@ -75,7 +75,7 @@ exception
             errcode = v_state, message = format('schedule %s could not queue its feature: %s', p_name, v_message), hint = v_hint;
 end $$;
 
--- Refuse what people do to a schedule that pgcoord.toml declares.
+-- Refuse changes by people to a schedule that pgcoord.toml declares.
 create or replace function pgcoord_private.refuse_declared(p_name text, p_done text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -86,10 +86,9 @@ begin
         hint = format('Edit [schedule.%s] or its plan, and send SIGHUP to ''pgcoord serve''. It is paused, resumed and run by hand.', p_name);
 end $$;
 
--- Fill what was left out; refuse what cannot be. A change of its times, or its resumption, has them computed anew. What
--- pgcoord.toml declares is changed only by who begins or ends to declare it: declare_schedules does both.
--- Long, since it is a list: one refusal after the other.
--- Errors: PC002 for what is declared; PC005; PC008 for what is derived.
+-- Fill omitted columns; refuse invalid ones. A change of its times, or its resumption, clears next_at, so that the
+-- coordinator computes it again. Only declare_schedules changes a schedule that pgcoord.toml declares. Long, since it is a
+-- list of refusals. Errors: PC002 for a declared schedule; PC005; PC008 for derived columns.
 create or replace function pgcoord_private.guard_schedule() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -156,7 +155,7 @@ begin
     return new;
 end $$;
 
--- Log what people do to a schedule, and have the coordinator look.
+-- Log changes by people to a schedule, and wake the coordinator.
 create or replace function pgcoord_private.follow_schedule() returns trigger
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$
@@ -219,7 +218,7 @@ end $$;
 comment on function pgcoord.add_schedule(text, text, jsonb, text, text, text) is
     'Queue a feature again and again: select pgcoord.add_schedule(''nightly'', ''0 3 * * *'', pgcoord.feature_plan(7), ''Europe/Berlin'').';
 
--- Lock a schedule that people act on.
+-- Lock a schedule for an action.
 -- Errors: PC001 when there is none.
 create or replace function pgcoord_private.lock_schedule(p_name text) returns pgcoord.schedule
 language plpgsql
@@ -314,10 +313,10 @@ end $$;
 comment on function pgcoord.delete_schedule(text) is
     'Delete a schedule and its record of due times, and return it as it was; the features that it has queued stay.';
 
--- Take over the schedules of a coordinator's configuration: [{"name", "cron", "timezone", "overlap", "missed", "feature"}]. What
--- was declared and is no more goes; one that was made by hand is declared from now on, with its pause and its record.
--- Returns those that could not be stored, which stay as they were, and why.
--- Errors: PC007 from a coordinator that does not lead any more.
+-- Take over the schedules of a coordinator's configuration: [{"name", "cron", "timezone", "overlap", "missed", "feature"}].
+-- Schedules that are no longer declared are deleted; an existing one that was created by hand becomes a declared one, and
+-- keeps its pause and its record. Returns the schedules that could not be stored, which are unchanged, and why.
+-- Errors: PC007 when the lead is over.
 create or replace function pgcoord_private.declare_schedules(p_epoch bigint, p_schedules jsonb)
 returns table (name text, error text)
 language plpgsql
@@ -370,7 +369,7 @@ begin
     end loop;
 end $$;
 
--- The latest feature of a schedule that still goes on: a phase of it runs, or could. Null where none does.
+-- The latest feature of a schedule that has not ended: a phase of it runs or can run. Null if there is none.
 create or replace function pgcoord_private.run_going_on(p_name text) returns integer
 language sql stable
 begin atomic
@@ -388,8 +387,8 @@ create or replace function pgcoord_private.schedule_clock(p_schedule pgcoord.sch
 language sql stable
 return to_char(p_at at time zone p_schedule.timezone, 'YYYY-MM-DD HH24:MI ') || p_schedule.timezone;
 
--- Queue the feature of a schedule for a due time, and write down what became of it. Of what cannot be queued the error is
--- kept; what passes by itself (a lock, a lost connection) is raised.
+-- Queue the feature of a schedule for a due time, and record the result. The error of a feature that cannot be queued is
+-- stored; a temporary error (a lock, a lost connection) is raised.
 create or replace function pgcoord_private.start_run(p_schedule pgcoord.schedule, p_due_at timestamptz, p_reason text)
 returns pgcoord.schedule_run
 language plpgsql
@@ -440,7 +439,7 @@ end $$;
 comment on function pgcoord.run_schedule(text) is
     'Queue the feature of a schedule now, whether or not its last run goes on; its due times stay as they are. Returns the id of the feature.';
 
--- For the leading coordinator: the schedules of which it has to compute a time: new or changed ones, and those that are due.
+-- For the leading coordinator: the schedules whose next time it must compute: new or changed ones, and those that are due.
 create or replace function pgcoord_private.schedules_to_do() returns table (
     name text, cron text, timezone text, next_at timestamptz, now timestamptz
 )
@@ -452,7 +451,7 @@ begin atomic
     order by s.next_at nulls first, s.name;
 end;
 
--- When the next schedule is due, in seconds; whether any waits for the end of its last run.
+-- The seconds until the next schedule is due, and whether any run waits for the end of the last one.
 create or replace function pgcoord_private.schedules_rest(out due_in float8, out waits boolean)
 language sql stable
 begin atomic
@@ -462,8 +461,8 @@ begin atomic
         exists (select from pgcoord.schedule_run where outcome = 'waiting');
 end;
 
--- Write down when a schedule is due first, or why that cannot be computed; not of one that was changed meanwhile.
--- Errors: PC007 from a coordinator that does not lead any more.
+-- Store when a schedule is due first, or why that cannot be computed; skips a schedule that was changed meanwhile.
+-- Errors: PC007 when the lead is over.
 create or replace function pgcoord_private.plan_schedule(
     p_epoch bigint, p_name text, p_cron text, p_timezone text, p_next_at timestamptz, p_error text
 ) returns void
@@ -475,9 +474,9 @@ begin
     where name = p_name and cron = p_cron and timezone = p_timezone and paused_at is null and (next_at is null or p_error is not null);
 end $$;
 
--- Take the latest due time of a schedule that is due since p_since: start it, or write down why not; it is due next at
--- p_next_at. Returns the row; none where it was changed, paused or taken meanwhile.
--- Errors: PC007 from a coordinator that does not lead any more.
+-- Process the latest due time of a schedule that is due since p_since: start it, or record why not; its next time is
+-- p_next_at. Returns the row of the due time; none if the schedule was changed, paused or processed meanwhile.
+-- Errors: PC007 when the lead is over.
 create or replace function pgcoord_private.take_due_time(
     p_epoch bigint, p_name text, p_since timestamptz, p_due_at timestamptz, p_next_at timestamptz
 ) returns setof pgcoord.schedule_run
@@ -522,8 +521,8 @@ begin
     );
 end $$;
 
--- Start what has waited for the end of a run that has ended. Returns a row of each.
--- Errors: PC007 from a coordinator that does not lead any more.
+-- Start the runs that waited for the end of a run which has ended. Returns a row for each.
+-- Errors: PC007 when the lead is over.
 create or replace function pgcoord_private.start_waiting_runs(p_epoch bigint) returns setof pgcoord.schedule_run
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -585,7 +584,7 @@ begin
             from pgcoord.schedule as s join pgcoord.schedule_run as l on l.schedule = s.name
             where s.name = p_name
             order by l.due_at desc limit 1)
-            union all    -- that a later one was started does not say why this was not
+            union all    -- the start of a later run does not explain why this one did not start
             (select 7, l.outcome, format('before that, %s: %s', pgcoord_private.schedule_clock(s, l.due_at), l.outcome) || coalesce(', ' || l.reason, '')
             from pgcoord.schedule as s join pgcoord.schedule_run as l on l.schedule = s.name
             where s.name = p_name and l.outcome <> 'started'

@@ -1,14 +1,14 @@
--- What is expected, and why. Read only.
+-- The forecast. Read only.
 
--- Ids as features have them: of a number beyond there is no feature. Null, for all, stays null.
+-- Convert ids to the type of feature ids, dropping numbers that are out of range. Null, for all, stays null.
 create or replace function pgcoord_private.feature_ids(p_ids bigint[]) returns integer[]
 language sql immutable
 return case when p_ids is not null then array(select id::integer from unnest(p_ids) as id where id between 1 and 2147483647) end;
 
--- The open phases, in the order in which they are claimed, at most p_most of them; and all phases of some features. How
--- long each will yet take (nothing where it is completed, null where nothing tells, or too many are before it), and
--- whether it will go by itself: not what is failed, blocked or cancelled, paused with its feature, or waits for an
--- approval or for what nobody has. Long, since it is one statement, planned as a whole.
+-- The open phases, in the order in which they are claimed, at most p_most of them; and all phases of some features. For each
+-- its remaining duration (0 if it is completed, null if unknown, or if too many are before it), and whether it will proceed
+-- by itself: not if it is failed, blocked, cancelled, paused with its feature, or waits for an approval or for a phase or
+-- workflow that does not exist. Long, since it is one statement, planned as a whole.
 create or replace function pgcoord_private.open_work(p_feature_ids integer[], p_most integer)
 returns table (
     feature_id integer, phase_number integer, status text, goes boolean, draining boolean, pool text, runs bigint, usual interval,
@@ -72,8 +72,7 @@ set jit = off as $$
     order by p.slot is null, p.priority, p.queue_position, p.feature_id, p.phase_number;
 $$;
 
--- The time in so many seconds, to the minute: an expectation says no more, and stays the same while nothing
--- changes.
+-- The time in so many seconds, rounded to the minute: a forecast is not more precise, and stays equal while nothing changes.
 create or replace function pgcoord_private.in_minutes(p_seconds double precision) returns timestamptz
 language sql stable
 return date_trunc('minute', case when p_seconds is not null    -- (of a null, `least` would make the other)
@@ -81,8 +80,8 @@ return date_trunc('minute', case when p_seconds is not null    -- (of a null, `l
 
 -- The edges between these phases, each named by its place in the arrays: prerequisites in ascending order, and
 -- their dependents.
--- The planner takes an array for a few rows, and would go through all pairs of phases for each edge: so no nested loops, no
--- merge (which PostgreSQL 14 does by the feature alone), and one join after the other.
+-- The planner expects few rows from an array, and would compare all pairs of phases for each edge. So nested loops and merge
+-- joins (which PostgreSQL 14 does by the feature alone) are disabled, and joins keep their order.
 create or replace function pgcoord_private.edges_between(
     p_features integer[], p_numbers integer[], out froms integer[], out tos integer[]
 )
@@ -104,12 +103,12 @@ set enable_nestloop = off set enable_mergejoin = off set jit = off as $$
         join place as down on down.feature_id = b.feature_id and down.number = b.dependent;
 $$;
 
--- What happens when everything that is open goes on as it stands, with the slots there are: when a slot is free, the first
--- in line whose prerequisites have ended takes it, as claims do. What does not go by itself (see open_work) takes no slot
--- of the others; it is foreseen as if it were taken up now, and had slots of its own. A pause of everything is not looked at.
--- A phase of which nothing tells how long it takes has no end, nor has what waits for it; it takes its slot for as long as
--- most phases do. (Arrays, and one pass from end to end: a recursive query would walk each path, and there may be more of
--- them than can be counted. Long: a call would copy the arrays.)
+-- Simulate all open phases with the present slots: a free slot goes to the first phase in the queue whose prerequisites have
+-- ended, as in a claim. Phases that do not proceed by themselves (see open_work) take no slot from the others; their
+-- forecast assumes that they are retried now, with slots of their own. A pause of everything is ignored. A phase of unknown
+-- duration, and those that wait for it, have no forecast end; it takes its slot for as long as most phases do. (One pass
+-- over arrays: a recursive query would follow each path, of which there may be exponentially many. Long: a call would copy
+-- the arrays.)
 create or replace function pgcoord_private.simulate(p_feature_ids integer[])
 returns table (
     feature_id integer, phase_number integer, goes boolean, layer integer, critical boolean, runs bigint, usual interval,
@@ -188,8 +187,8 @@ begin
         from unnest(v_names) as n (name) group by n.name
     ) as d;
 
-    -- An array that was assigned to is kept in a form of which an element is had at once; one with texts or nulls is else
-    -- gone through for each.
+    -- PL/pgSQL keeps an array that was assigned to in expanded form, with access to an element in constant time; otherwise
+    -- each access scans an array of texts or with nulls.
     v_states[1] := v_states[1];
     v_low[1] := v_low[1];
     v_mid[1] := v_mid[1];
@@ -217,7 +216,7 @@ begin
         end if;
     end loop;
 
-    -- Layers, and an order in which each comes after its prerequisites.
+    -- Layers, and a topological order.
     for i in 1 .. v_count loop
         if v_left[i] = 0 then
             v_order := v_order || i;
@@ -230,7 +229,7 @@ begin
         while v_from[v_edge] = i loop
             j := v_to[v_edge];
             v_layer[j] := greatest(v_layer[j], v_layer[i] + 1);
-            -- What waits for something that does not go does not go either.
+            -- A phase that waits for one that does not proceed does not proceed either.
             v_goes[j] := v_goes[j] and (v_goes[i] or v_states[i] = 'completed');
             v_left[j] := v_left[j] - 1;
             if v_left[j] = 0 then
@@ -359,7 +358,7 @@ begin
         end loop;
     end loop;
 
-    -- What does not go by itself, and on what its start hangs.
+    -- The phases that do not proceed by themselves, and the prerequisites that determine their start.
     foreach i in array v_order loop
         if v_states[i] = 'completed' then
             v_start[i] := 0;
@@ -424,7 +423,7 @@ $$;
 comment on function pgcoord.forecast(bigint[]) is
     'When each phase of these features will run, with the slots there are and everything else that is open, if nothing fails: its layer in the graph, whether it is on the critical path, and from when to when.';
 
--- A row for each feature, and one without a feature for all that is open and goes by itself.
+-- A row for each feature, and one without a feature for all open phases that proceed by themselves.
 create or replace function pgcoord_private.finishes(p_feature_ids integer[])
 returns table (
     feature_id integer, path integer[], runs bigint, path_takes interval,

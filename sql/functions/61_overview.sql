@@ -1,4 +1,4 @@
--- What the panel, the API and a monitor read at once. Read only.
+-- Queries of the panel, the API and monitors that each read a whole page. Read only.
 
 -- Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.
 -- The reasons are read feature by feature: asked for one by one, those of 500 phases would take a second.
@@ -21,8 +21,8 @@ end;
 -- Features to show: all, attention, in_progress, planned, finished, or with a phase in a state; found by title, id,
 -- queue_id, adw_id or issue, and by titles of phases while they are not finished. A planned feature has no phases yet; one
 -- in progress has, and is not stopped: a phase of it runs or may start, or none of them needs a person.
--- Features that are not finished, then the latest of those that are: what a page of features shows. It reads the phases
--- that are open and as many features as are shown, not what is done, however much that is. (Long: one query, each part once.)
+-- Unfinished features, then the latest finished ones, for a list of features. It reads the open phases and as many features
+-- as it returns, not all finished ones. (Long: one query, each part once.)
 create or replace function pgcoord_private.list_features(p_show text, p_search text, p_limit integer)
 returns setof integer
 language sql stable
@@ -108,13 +108,13 @@ set jit = off as $$
             or strpos(lower(p.error_message), lower(p_search)) > 0
             or p_feature_id is not null and p.phase_number::text = p_search)
         and (p_status is null or p.status = p_status)
-        -- What is done is looked through by name alone: there may be millions.
+        -- Finished phases are searched by name only: there may be millions.
         and (p.status <> 'completed' or p.queue_id = p_search)
     order by p.feature_id, p.phase_number
     limit p_limit;
 $$;
 
--- What the list of features shows of each: its counts, the state of each phase where there are few, who paused it.
+-- The row of a feature in the list: its counts, the state of each phase if there are few, and the person who paused it.
 create or replace function pgcoord_private.feature_rows(p_ids integer[])
 returns table (
     id integer, title text, status text, total bigint, counts jsonb, strip text[], running integer[], failed integer[],

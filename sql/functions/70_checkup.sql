@@ -1,6 +1,6 @@
--- Checkup: what is wrong with this installation, as far as the database can see it. `pgcoord doctor` adds what it
--- cannot: whether notifications arrive, the clock and the disk of a machine. One function a kind of trouble, each of
--- one row; fail means that work stands still or a rule is off, warn that somebody should look.
+-- Checkup: the faults of this installation that the database can see. `pgcoord doctor` adds the others: whether
+-- notifications arrive, the clock and the disk of a machine. One function for each kind, which returns one row; fail means
+-- that work cannot proceed or a rule is disabled, warn that somebody should look.
 
 -- Functions, views and triggers of pgcoord as they are now, each with the digest of its definition.
 -- The definitions that upgrades write. The search path is fixed, for the server qualifies names by it.
@@ -15,14 +15,14 @@ set search_path = pg_catalog, pg_temp as $$
     from pg_class as c
     where c.relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and c.relkind = 'v'
     union all
-    -- tgenabled: a trigger that was switched off is changed, too.
+    -- tgenabled: a disabled trigger counts as changed.
     select format('trigger %s on %s', t.tgname, t.tgrelid::regclass), md5(t.tgenabled::text || pg_get_triggerdef(t.oid))
     from pg_trigger as t
         join pg_proc as p on p.oid = t.tgfoid
     where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace);
 $$;
 
--- For upgrade: take the definitions of now as those that were shipped.
+-- For upgrade: record the present definitions as the shipped ones.
 create or replace function pgcoord_private.record_definitions() returns void
 language sql
 set search_path = pg_catalog, pg_temp as $$
@@ -134,7 +134,7 @@ set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Checkup: is everything claimed that could be?
--- What is eligible while a slot is free is claimed within milliseconds, or it is stuck.
+-- A phase that is eligible while a slot is free is claimed within milliseconds; otherwise it is stuck.
 create or replace function pgcoord_private.checkup_line() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -222,9 +222,9 @@ set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Checkup: are there processes that no coordinator looks after, or phases that are claimed and not started?
--- An attempt is looked after by a coordinator on its own machine, which alone sees the process: the one that leads, or
--- one that stands by and renews a lease. Without either it is lost after a while, its process perhaps not. The jobs of
--- engines have no machine: whoever leads looks after them, and they wait there for as long as they do.
+-- Only a coordinator on the same machine can watch the process of an attempt: the leader, or one that stands by and renews a
+-- lease. Without either the attempt is lost after a while, though its process may still run. Jobs of engines belong to no
+-- machine: the leader watches them, and they may wait there for any time.
 create or replace function pgcoord_private.checkup_attempts() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -365,8 +365,9 @@ set search_path = pg_catalog, pg_temp as $$
     from (select pg_notification_queue_usage()::numeric as usage) as queue;
 $$;
 
--- Checkup: does a subscription write into our tables? What it writes fires no trigger, so that a phase has no edges and wakes
--- nobody; most of them the constraints refuse, and it tries again for ever. A copy of all tables is well as it is, to be read.
+-- Checkup: does a subscription write into our tables? Its writes fire no trigger, so a phase has no edges and wakes no
+-- coordinator; constraints refuse most rows, and the subscription retries for ever. A copy of all tables for reading is
+-- fine.
 create or replace function pgcoord_private.checkup_replication() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -449,7 +450,7 @@ set search_path = pg_catalog, pg_temp as $$
 begin
     return query select * from pgcoord_private.checkup_definitions();
     if exists (select from pgcoord.changed_definition where missing) then
-        return;    -- the other questions may be put to what is not there
+        return;    -- the remaining checks may read objects that do not exist
     end if;
     return query select * from pgcoord_private.checkup_rights();
     return query select * from pgcoord_private.checkup_coordinator();

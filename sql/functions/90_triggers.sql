@@ -1,9 +1,8 @@
 -- Every trigger of every table, in the order in which they fire: the page to read first.
 --
 -- Postgres fires BEFORE triggers of rows, then AFTER triggers of rows, then those of the statement; of one kind, by name.
--- What an UPDATE of phase_queue inside a trigger sets off goes through the same triggers again.
--- No condition (WHEN) stands on what fires with each move of a phase: Postgres reads it back from text with every statement,
--- at the price of its length.
+-- An UPDATE of phase_queue inside a trigger fires the same triggers again. Triggers that fire with each transition of a
+-- phase have no WHEN condition: Postgres parses it from text in every statement, at a cost that grows with its length.
 
 -- --- public.phase_queue: INSERT
 
@@ -11,7 +10,7 @@
 create or replace trigger phase_queue_insert_fills before insert on public.phase_queue
     for each row execute function pgcoord_private.fill_phase();
 
--- Store edges, find out what waits, log, wake.
+-- Store edges, determine which phases wait, log, wake.
 create or replace trigger phase_queue_insert_settles after insert on public.phase_queue
     referencing new table as new_rows
     for each statement execute function pgcoord_private.settle_inserted_phases();
@@ -22,7 +21,7 @@ create or replace trigger phase_queue_insert_settles after insert on public.phas
 create or replace trigger phase_queue_update_copies before update of phase_data, workflow_type on public.phase_queue
     for each row execute function pgcoord_private.copy_workflow();
 
--- Refuse what may not change; derive the rest of the row.
+-- Refuse forbidden changes; derive the rest of the row.
 create or replace trigger phase_queue_update_guards before update on public.phase_queue
     for each row execute function pgcoord_private.guard_phase_update();
 
@@ -30,11 +29,19 @@ create or replace trigger phase_queue_update_guards before update on public.phas
 create or replace trigger phase_queue_priority_logs after update of priority on public.phase_queue
     for each row when (old.priority <> new.priority) execute function pgcoord_private.log_priority();
 
+-- Log what people change of a phase that does not move. (Of these columns alone, as below.)
+create or replace trigger phase_queue_edit_logs after update of phase_data, depends_on_phases, queue_position on public.phase_queue
+    for each row when (
+        old.phase_data is distinct from new.phase_data or old.depends_on_phases <> new.depends_on_phases
+        or old.queue_position <> new.queue_position
+    )
+    execute function pgcoord_private.log_edited_phase();
+
 -- Log that a phase was approved. (Of these columns alone: it is not looked at with every move.)
 create or replace trigger phase_queue_gate_logs after update of gated, phase_data on public.phase_queue
     for each row when (old.gated and not new.gated) execute function pgcoord_private.log_gate();
 
--- Log moves, end attempts, free slots, resolve dependents, wake.
+-- Log transitions, end attempts, free slots, resolve dependents, wake.
 create or replace trigger phase_queue_update_settles after update on public.phase_queue
     referencing old table as old_rows new table as new_rows
     for each statement execute function pgcoord_private.settle_updated_phases();
@@ -52,7 +59,7 @@ create or replace trigger phase_queue_delete_settles after delete on public.phas
 
 -- --- public.planned_features: INSERT
 
--- Refuse what no reader can take.
+-- Refuse values that readers cannot handle.
 create or replace trigger planned_features_insert_checks before insert on public.planned_features
     for each row execute function pgcoord_private.check_feature_values();
 
@@ -63,7 +70,7 @@ create or replace trigger planned_features_insert_follows after insert on public
 
 -- --- public.planned_features: UPDATE
 
--- Refuse what no reader can take.
+-- Refuse values that readers cannot handle.
 create or replace trigger planned_features_update_checks before update on public.planned_features
     for each row when (
         old.title is distinct from new.title
@@ -106,11 +113,15 @@ create or replace trigger planned_features_delete_logs after delete on public.pl
 
 -- --- pgcoord.attempt: UPDATE, DELETE
 
--- Tell the coordinators that a process is to be ended.
+-- Refuse an end that nobody knows.
+create or replace trigger attempt_end_guards before update of ending, outcome on pgcoord.attempt
+    for each row execute function pgcoord_private.check_outcome();
+
+-- Notify the coordinators that a process must be ended.
 create or replace trigger attempt_ending_tells after update of ending on pgcoord.attempt
     for each row execute function pgcoord_private.tell_ending();
 
--- Tell the coordinators that a process is to be ended whose attempt is gone.
+-- Notify the coordinators that a process must be ended whose attempt was deleted.
 create or replace trigger attempt_delete_tells after delete on pgcoord.attempt
     for each row when (old.exited_at is null and not old.external)
     execute function pgcoord_private.tell_deleted();
@@ -123,11 +134,11 @@ create or replace trigger event_change_refuses before update or delete on pgcoor
 
 -- --- pgcoord.schedule: INSERT, UPDATE, DELETE
 
--- Fill what was left out, refuse what cannot be, have times computed anew.
+-- Fill omitted columns, refuse invalid ones, clear the next time.
 create or replace trigger schedule_change_guards before insert or update on pgcoord.schedule
     for each row execute function pgcoord_private.guard_schedule();
 
--- Log what people change, and wake the coordinator. (Of these columns: not when a due time is taken.)
+-- Log changes by people, and wake the coordinator. (Of these columns: not when a due time is taken.)
 create or replace trigger schedule_change_follows after insert or delete
     or update of name, cron, timezone, feature, overlap, missed, paused_at, paused_reason on pgcoord.schedule
     for each row execute function pgcoord_private.follow_schedule();

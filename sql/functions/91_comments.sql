@@ -1,5 +1,5 @@
--- What `\d+` says of the columns of views. One that is a table's under the same name says what it says there; the others
--- are explained here.
+-- Comments on the columns of views, for `\d+`. A column with the name of a table's column gets that column's comment; the
+-- others are listed here.
 
 do $$
 declare

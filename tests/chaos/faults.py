@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from chaos.place import PEOPLE, SECRET, Seat, Site
+from chaos.site import PEOPLE, SECRET, Seat, Site
 from pgcoord.messages import signing
 
 # Faults and how often each comes, of all of these together.

@@ -13,7 +13,7 @@ import psycopg
 from support import mixed_load
 
 from chaos.faults import MOST_SLOTS, Faults
-from chaos.place import PEOPLE, Site
+from chaos.site import PEOPLE, Site
 
 Row = dict[str, Any]
 

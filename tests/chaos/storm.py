@@ -23,7 +23,7 @@ import psycopg
 
 from chaos.faults import Faults
 from chaos.judge import Judge
-from chaos.place import PEOPLE, Site
+from chaos.site import PEOPLE, Site
 
 # Seconds between two faults, at most.
 _PACE = 0.35

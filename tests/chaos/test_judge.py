@@ -10,7 +10,7 @@ from support.database import Connection, add_feature, claim, start, take_lead
 
 from chaos.faults import CALLS, Faults
 from chaos.judge import Judge
-from chaos.place import Site
+from chaos.site import Site
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.mark.scale
-def test_the_judge_sees_what_marks_logs_and_tables_tell(site: Site) -> None:
+def test_the_judge_reads_marks_logs_and_tables(site: Site) -> None:
     judge = Judge(site, Faults(site, 1))
     with site.session() as conn:
         epoch = take_lead(conn)

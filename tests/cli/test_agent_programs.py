@@ -51,7 +51,7 @@ def run(
             words[words.index("--approval-mode") : words.index("--approval-mode") + 2] = []
         words += arguments
     spec = json.dumps(judge.Spec(agent=agent)._asdict())
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-I", judge.__file__, spec, *words],
         cwd=work,
         env={
@@ -70,7 +70,7 @@ def run(
     )
     result = place / "result.json"
     found = json.loads(result.read_text()) if result.exists() else {}
-    return done.returncode, done.stdout.splitlines(), found
+    return completed.returncode, completed.stdout.splitlines(), found
 
 
 def refuse_commands(agent: str, home: Path, arguments: list[str]) -> dict[str, str]:

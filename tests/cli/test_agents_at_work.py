@@ -116,10 +116,10 @@ async def test_features_by_agents_end_in_one_branch_each(dsn: str, tmp_path: Pat
 
     def git(*words: str) -> str:
         names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", *names, *words], cwd=project, capture_output=True, text=True, check=True
         )
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     git("init", "--quiet", "--initial-branch", "main")
     git("commit", "--quiet", "--allow-empty", "--message", "first")
@@ -138,8 +138,8 @@ async def test_features_by_agents_end_in_one_branch_each(dsn: str, tmp_path: Pat
                 first = desk.start("serve")
                 address_of(first)
                 for plan in (FEATURE, REFUSED):
-                    done = desk.call("submit", desk.write("plan.md", plan))
-                    assert done.returncode == 0, done.stderr
+                    result = desk.call("submit", desk.write("plan.md", plan))
+                    assert result.returncode == 0, result.stderr
                 await until(watch, "completed", "running", "running", "queued", "queued")
                 first.send(9)
                 address_of(desk.start("serve"))

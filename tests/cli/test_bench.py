@@ -16,8 +16,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from support.database import Connection, add_feature
 
-from pgcoord.bench import measure as bench
-from pgcoord.bench.measure import Figure, Goal, Machine, Report
+from pgcoord.bench import resources
+from pgcoord.bench.figures import Figure, Goal, beside_floors
+from pgcoord.bench.report import Machine, Report
+from pgcoord.bench.scratch import NAME
 from pgcoord.commands.bench import print_report
 
 KEYS = {
@@ -104,7 +106,7 @@ def test_bench_measures_beside_the_users_tables_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_says_in_words_what_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_gives_verdicts_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     machine = Machine("1.0", "3.11", "Linux", "a processor", 2, 0.5, "18.4", "on", "off", "128MB")
     goal, goal_p99 = Goal(3, 1), Goal(25, 5)
     figures = [
@@ -122,6 +124,23 @@ def test_the_table_says_in_words_what_is_met(capsys: pytest.CaptureFixture[str])
     ]
     assert "a processor, 2 cores, load 0.5" in " ".join(printed)
     assert "synchronous_commit off" in " ".join(printed)
+
+
+def test_a_comparison_cuts_no_word_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")  # 80 columns, and no colours
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    machine = Machine("1.0", "3.11", "Linux", "a processor", 2, 0.5, "18.4", "on", "off", "128MB")
+    what = "coordinator: start until listening"
+    goals: dict[str, Any] = {"goal": Goal(1_000, 300), "goal_p99": Goal(25, 5)}
+    figures = [Figure("start", what, "ms", 1_336.0, 2_888.9, floor=1_111.0, slowness=9.9, **goals)]
+    print_report(Report(machine, figures), {"start": 1_107.0})
+    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    printed = " ".join(lines)
+    assert all(len(line) <= 80 for line in lines)
+    assert {*what.split(), "1,336", "2,889", "1.20", "1,107", "1.21"} <= {*printed.split()}
+    assert "…" not in printed
 
 
 @pytest.mark.scale
@@ -143,7 +162,7 @@ def test_bench_that_is_interrupted_drops_its_databases_and_ends_its_processes(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bench_says_what_right_it_needs(server: str, conn: Connection, tmp_path: Path) -> None:
+def test_bench_names_the_right_that_it_needs(server: str, conn: Connection, tmp_path: Path) -> None:
     role = f"pgcoord_bench_{os.getpid()}"
     conn.execute(f"create role {role} login password 'of-no-use'")
     try:
@@ -165,7 +184,7 @@ def busy(dsn: str, statement: str) -> Iterator[None]:
     enough = threading.Event()
 
     def ask() -> None:
-        named = make_conninfo(dsn, application_name=bench.NAME)
+        named = make_conninfo(dsn, application_name=NAME)
         with psycopg.connect(named, autocommit=True) as conn:
             while not enough.wait(0.05):
                 conn.execute(statement.encode())
@@ -184,11 +203,11 @@ def watch(
     server: str, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], tuple[float, float]]:
     """Counts the statements and the table reads a minute in the test's database."""
-    monkeypatch.setattr(bench, "FLUSHED", 0.5)
+    monkeypatch.setattr(resources, "FLUSHED", 0.5)
 
     def count() -> tuple[float, float]:
         with psycopg.connect(server, autocommit=True) as admin:
-            statements, reads = bench.idle(admin, dsn, 2)
+            statements, reads = resources.idle(admin, dsn, 2)
         return statements.value, reads.value
 
     return count
@@ -213,7 +232,7 @@ def test_reads_of_tables_are_counted(dsn: str, watch: Callable[[], tuple[float, 
         assert min(watch()) > 0
 
 
-def test_a_verdict_says_what_is_met() -> None:
+def test_a_verdict_tells_aim_limit_and_miss() -> None:
     less, more = Goal(3, 1), Goal(10, 20, more_is_better=True)
     assert [less.verdict(value) for value in (1, 2, 4)] == [
         "aim reached",
@@ -237,7 +256,7 @@ def test_a_slow_machine_is_told_from_a_missed_limit_by_its_floors() -> None:
             Figure("memory", "memory", "MB", 5.0, **goals),  # no machine is slow at that
             Figure("floor_drain", "bare floor", "/s", 2_594),
         ]
-        claimed, _, memory, _ = bench.beside_floors(figures)
+        claimed, _, memory, _ = beside_floors(figures)
         assert (claimed.ratio, claimed.verdict) == (hop / 2.08, verdict)
         assert (memory.ratio, memory.verdict) == (None, "LIMIT MISSED")
         assert claimed.misses_limit == (verdict == "LIMIT MISSED")

@@ -30,8 +30,8 @@ def lines(text: str) -> list[str]:
 
 
 def test_run_ends_with_0_when_every_phase_completed(desk: Desk, conn: Connection) -> None:
-    said = desk.say("run", desk.plan("echo one", "echo two"))
-    panel, *told, last = lines(said)
+    output = desk.say("run", desk.plan("echo one", "echo two"))
+    panel, *told, last = lines(output)
     assert re.fullmatch(r"panel: http://127\.0\.0\.1:\d+/features/1", panel)
     assert told[0] == "feature 1  A plan, 2 phases"
     moves = [re.match(r"phase (\d)  (\w+) +Step \1", line) for line in told[1:]]
@@ -45,20 +45,20 @@ def test_run_ends_with_0_when_every_phase_completed(desk: Desk, conn: Connection
     assert statuses(conn) == {1: "completed", 2: "completed"}
 
 
-def test_run_ends_with_1_and_a_line_that_names_what_failed_and_why(desk: Desk) -> None:
-    done = desk.call("run", desk.plan("true", "echo oh no; exit 3", "true"))
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == (
+def test_run_ends_with_1_and_a_line_that_names_the_failed_phase_and_the_reason(desk: Desk) -> None:
+    result = desk.call("run", desk.plan("true", "echo oh no; exit 3", "true"))
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == (
         "feature 1 (A plan): 1 of 3 phases completed; phase 2 failed: exited with status 3: oh no;"
         " phase 3 blocked: waits for phase 2, failed"
     )
-    assert done.stderr == (
-        "  to go on: 'pgcoord logs 1.2', 'pgcoord retry 1.2', 'pgcoord run --feature 1';"
-        " to give it up: 'pgcoord cancel 1'\n"
+    assert result.stderr == (
+        "  to continue: 'pgcoord logs 1.2', 'pgcoord retry 1.2', 'pgcoord run --feature 1';"
+        " to cancel it: 'pgcoord cancel 1'\n"
     )
 
 
-def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
+def test_run_stays_for_the_clean_up_of_a_failed_phase(desk: Desk) -> None:
     path = desk.folder / "plan.md"
     path.write_text(
         "# A plan\n## Phase 1: Work\n\nexit 3\n## Phase 2: More\n\ntrue\n"
@@ -66,9 +66,9 @@ def test_run_stays_for_the_clean_up_of_what_failed(desk: Desk) -> None:
         "## Phase 4: Report\nDepends on: 1\nWhen: failed\n\ntrue\n"
         "## Phase 5: Undo the report\nWhen: failed\n\nfalse\n"
     )
-    done = desk.call("run", str(path))
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == (
+    result = desk.call("run", str(path))
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == (
         "feature 1 (A plan): 3 of 5 phases completed; phase 1 failed: exited with status 3;"
         " phase 2 blocked: waits for phase 1, failed"
     )
@@ -81,7 +81,7 @@ def test_a_feature_runs_again_from_a_phase_on(desk: Desk, conn: Connection) -> N
     (desk.folder / "ok").touch()
     (desk.folder / "b").touch()
     assert desk.say("again", "1", "--from", "2") == (
-        "queue-1-2 and what depends on it are queued again, as feature 2"
+        "queue-1-2 and its dependents are queued again, as feature 2"
     )
     assert desk.call("run", "--feature", "2").returncode == 0
     assert desk.call("logs", "2.1").stderr == (
@@ -118,8 +118,8 @@ def test_a_phase_gets_its_variables_and_those_of_its_workflow(desk: Desk, conn: 
     path.write_text(plan)
     desk.say("submit", str(path), "--set", "mode=prod")
     add_phase(conn, 1, 3, phase_data='{"environment": {"LD_PRELOAD": "x"}, "prompt_content": "x"}')
-    done = desk.call("run", "--feature", "1")
-    assert done.stdout.splitlines()[-1] == (
+    result = desk.call("run", "--feature", "1")
+    assert result.stdout.splitlines()[-1] == (
         "feature 1 (A plan): 2 of 3 phases completed; phase 3 failed: the phase sets LD_PRELOAD,"
         " which workflow sh does not let phases set (phase_environment)"
     )
@@ -132,14 +132,16 @@ def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) ->
     run.until("phase 1  running")
     run.send(signal.SIGINT)
     assert run.wait() == 130
-    again = run.until(r"to go on: 'pgcoord (run --feature 1)'")[1].split()
+    again = run.until(r"to continue: 'pgcoord (run --feature 1)'")[1].split()
     goes_on, beside = desk.start(*again), desk.start("attach", "1")
     for each in (goes_on, beside):
         each.until("phase 1  running")
     gate.write_text("go on")
     for each in (goes_on, beside):
         assert each.wait() == 1
-        each.until("to go on: 'pgcoord logs 1.1', 'pgcoord retry 1.1', 'pgcoord run --feature 1'")
+        each.until(
+            "to continue: 'pgcoord logs 1.1', 'pgcoord retry 1.1', 'pgcoord run --feature 1'"
+        )
     desk.write("work.sh", "true")
     desk.say("retry", "1.1")
     assert desk.call(*again).returncode == 0
@@ -147,16 +149,20 @@ def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) ->
     assert (desk.call("run").returncode, desk.call("run", "--feature", "9").returncode) == (2, 4)
 
 
-def test_run_stays_until_what_else_it_started_has_ended(desk: Desk, conn: Connection) -> None:
+def test_run_stays_until_phases_of_other_features_that_it_started_have_ended(
+    desk: Desk, conn: Connection
+) -> None:
     gate = desk.gate()
     desk.call("submit", desk.plan(f"cat {gate}", "true", name="other.md"))
     run = desk.start("run", desk.plan("true"))
-    run.until(r"this process leads, so it also starts what else is queued: feature 1 \(A plan\)")
-    run.until("waits for what it started besides: queue-1-1; Ctrl-C leaves it running")
+    run.until(
+        r"this process leads, so it also runs the other queued features: feature 1 \(A plan\)"
+    )
+    run.until("waits for the other phases that it started: queue-1-1; Ctrl-C leaves them running")
     assert statuses(conn, 1) == {1: "running", 2: "queued"}
     gate.write_text("go on")
     assert run.wait() == 0
-    run.until(r"still queued: feature 1 \(A plan\); 'pgcoord serve' goes on with it")
+    run.until(r"still queued: feature 1 \(A plan\); 'pgcoord serve' runs it")
     assert statuses(conn, 1) == {1: "completed", 2: "queued"}
 
 
@@ -167,7 +173,7 @@ def test_two_runs_see_both_their_features_through(desk: Desk, conn: Connection) 
         runs.append(desk.start("run", desk.plan(f"cat {gate}", "true", name=f"{gate.name}.md")))
         runs[-1].until("phase 1  running")
     gates[0].write_text("go on")
-    runs[0].until("waits for what it started besides: queue-2-1")
+    runs[0].until("waits for the other phases that it started: queue-2-1")
     until(conn.info.dsn, "count(*) = 2 from pgcoord.coordinator")  # the second one leads
     gates[1].write_text("go on")
     assert [each.wait() for each in runs] == [0, 0]
@@ -183,7 +189,7 @@ def test_attach_names_the_ways_on_when_it_is_interrupted_and_needs_phases(
     attached.until("feature 1  a, 1 phase")
     attached.send(signal.SIGINT)
     assert attached.wait() == 130
-    attached.until("to go on: 'pgcoord run --feature 1'; to give it up: 'pgcoord cancel 1'")
+    attached.until("to continue: 'pgcoord run --feature 1'; to cancel it: 'pgcoord cancel 1'")
     add_feature(conn, {})
     refused = desk.call("attach", "2")
     assert (refused.returncode, refused.stdout) == (3, "")
@@ -191,7 +197,7 @@ def test_attach_names_the_ways_on_when_it_is_interrupted_and_needs_phases(
     assert "'pgcoord execute 2'" in refused.stderr
 
 
-def test_run_names_what_was_cancelled_and_why(desk: Desk) -> None:
+def test_run_names_cancelled_phases_with_the_reason(desk: Desk) -> None:
     gate = desk.gate()
     run = desk.start("run", desk.plan(f"cat {gate}", "true"))
     run.until("phase 1  running")
@@ -205,24 +211,24 @@ def test_run_names_what_was_cancelled_and_why(desk: Desk) -> None:
 
 def test_run_tells_of_each_attempt(desk: Desk) -> None:
     desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
-    said = desk.say("run", desk.plan("test -e tried || { touch tried; exit 9; }"))
-    assert re.search(r"phase 1  running +Step 1 \(slot 1, attempt 2\)", said) or re.search(
-        r"phase 1  running +Step 1 \(attempt 2\)", said
+    output = desk.say("run", desk.plan("test -e tried || { touch tried; exit 9; }"))
+    assert re.search(r"phase 1  running +Step 1 \(slot 1, attempt 2\)", output) or re.search(
+        r"phase 1  running +Step 1 \(attempt 2\)", output
     )
-    assert said.splitlines()[-1].startswith("feature 1 (A plan) completed: 1 phase in ")
+    assert output.splitlines()[-1].startswith("feature 1 (A plan) completed: 1 phase in ")
 
 
 def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) -> None:
     serve = desk.start("serve")
     serve.until("leading")
-    done = desk.call("run", desk.plan("true"))
-    assert done.returncode == 0
-    assert done.stderr == (
+    result = desk.call("run", desk.plan("true"))
+    assert result.returncode == 0
+    assert result.stderr == (
         f"pgcoord: process {serve.pid} on {os.uname().nodename} leads and runs the phases,"
         " by the pgcoord.toml that it has read; this process only watches, and takes over when the"
         " other one ends\n"
     )
-    assert "completed: 1 phase in" in done.stdout
+    assert "completed: 1 phase in" in result.stdout
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
 
 
@@ -238,7 +244,7 @@ def test_run_beside_a_serve_takes_over_when_that_one_ends(desk: Desk) -> None:
     assert run.wait() == 0
 
 
-def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None:
+def test_run_names_the_hold_up_of_a_feature_of_which_nothing_runs(desk: Desk) -> None:
     desk.say("pause", "--reason", "tea")
     run = desk.start("run", desk.plan("true"))
     run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+ \S+: tea\n")
@@ -247,7 +253,7 @@ def test_run_says_what_holds_a_feature_of_which_nothing_runs(desk: Desk) -> None
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_what_it_leaves_running(
+def test_an_interrupted_run_names_processes_that_it_leaves_running(
     desk: Desk, conn: Connection, number: int, status: int
 ) -> None:
     gate = desk.gate()
@@ -349,7 +355,9 @@ def test_a_draining_serve_claims_nothing_more_and_ends_with_its_last_phase(
     desk.say("submit", desk.plan(f"read _ < {gate}", "true"))
     serve.until("queue-1-1 .* started")
     serve.send(signal.SIGTERM)
-    serve.until("claims nothing more, and waits for queue-1-1; once more leaves them running\n")
+    serve.until(
+        "claims no further phase, and waits for queue-1-1; a second signal leaves them running\n"
+    )
     gate.write_text("go on\n")
     assert serve.wait() == 0
     assert "stopped; nothing is left running" in serve.said
@@ -362,7 +370,7 @@ def test_a_draining_serve_that_is_told_again_leaves_processes_running(desk: Desk
     desk.say("submit", desk.plan(f"read _ < {gate}"))
     pid = serve.until(r"queue-1-1 .* started, pid (\d+)")[1]
     serve.send(signal.SIGINT)
-    serve.until("claims nothing more")
+    serve.until("claims no further phase")
     serve.send(signal.SIGINT)
     assert serve.wait() == 130
     assert f"left running: queue-1-1 (pid {pid})" in serve.said
@@ -427,8 +435,8 @@ def test_retry_queues_a_failed_phase_again(desk: Desk, conn: Connection) -> None
 
 def test_skip_takes_a_phase_as_completed(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1]})
-    said = desk.say("skip", "queue-1-1", "--reason", "done by hand")
-    assert said == "queue-1-1 is completed: what depends on it goes on"
+    output = desk.say("skip", "queue-1-1", "--reason", "done by hand")
+    assert output == "queue-1-1 is completed: phases that depend on it can run"
     assert statuses(conn) == {1: "completed", 2: "queued"}
     assert conn.execute("select from pgcoord.event where reason = 'done by hand'").fetchall()
 
@@ -437,14 +445,38 @@ def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> N
     add_feature(conn, {1: [], 2: [1], 3: []})
     assert desk.say("cancel", "1.1", "--reason", "no") == "queue-1-1 is cancelled"
     assert statuses(conn) == {1: "cancelled", 2: "blocked", 3: "queued"}
-    assert desk.say("cancel", "1") == "feature 1 is cancelled: 2 phases given up"
+    assert desk.say("cancel", "1") == "feature 1 is cancelled: 2 phases cancelled"
     assert set(statuses(conn).values()) == {"cancelled"}
 
 
-def test_cancel_gives_up_a_phase_and_what_depends_on_it(desk: Desk, conn: Connection) -> None:
+@pytest.mark.parametrize(
+    ("locked", "arguments", "said"),
+    [
+        ("select from phase_queue for update", ("cancel", "1.1"), "cancelled"),
+        ("lock table phase_queue", ("status",), "Feature 1"),
+    ],
+    ids=["a row", "a table"],
+)
+def test_a_command_that_waits_for_a_lock_says_who_holds_it(
+    desk: Desk, conn: Connection, dsn: str, locked: str, arguments: tuple[str, ...], said: str
+) -> None:
+    add_feature(conn, {1: []})
+    with psycopg.connect(dsn, application_name="coffee") as other:
+        other.execute(locked.encode())
+        waiting = desk.start(*arguments)
+        pid = other.info.backend_pid
+        waiting.until(rf"pgcoord: waits for a lock of process {pid} \(user .*, coffee\), in its")
+    assert waiting.wait() == 0
+    assert said in waiting.said
+
+
+def test_cancel_gives_up_a_phase_and_its_dependents(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [2], 4: []})
-    said = desk.say("cancel", "1.1", "--branch", "--reason", "no")
-    assert said == "queue-1-1 and what depends on it: 3 phases given up, what runs is ended first"
+    output = desk.say("cancel", "1.1", "--branch", "--reason", "no")
+    assert (
+        output
+        == "queue-1-1 and its dependents: 3 phases cancelled; running processes are ended first"
+    )
     assert statuses(conn) == {1: "cancelled", 2: "cancelled", 3: "cancelled", 4: "queued"}
     refused = desk.call("cancel", "1", "--branch")
     assert refused.returncode == 2
@@ -462,8 +494,8 @@ def test_cancel_of_a_running_phase_ends_its_process_first(
     serve.until("leading")
     desk.say("submit", desk.plan(f"cat {gate}"))
     pid = int(serve.until(r"started, pid (\d+)")[1])
-    said = desk.say("cancel", "1.1")
-    assert said == "queue-1-1 is being cancelled: its process is ended first"
+    output = desk.say("cancel", "1.1")
+    assert output == "queue-1-1 is being cancelled: its process is ended first"
     until(dsn, "status = 'cancelled' from phase_queue")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -478,7 +510,7 @@ def test_cancel_says_that_no_coordinator_ends_the_process(
         claim(conn, epoch)
     expected = ", once a coordinator runs ('pgcoord serve')"
     assert desk.say("cancel", "1.1").endswith(f"its process is ended first{expected}")
-    expected = f"2 phases given up, of which 2 processes must be ended first{expected}"
+    expected = f"2 phases cancelled, of which 2 processes must be ended first{expected}"
     assert desk.say("cancel", "1") == f"feature 1 is cancelled: {expected}"
 
 
@@ -520,7 +552,7 @@ def test_priority_changes_the_place_in_line(desk: Desk, conn: Connection) -> Non
     assert row == {"priority": 10}
 
 
-def test_submit_queues_and_says_what(desk: Desk, conn: Connection) -> None:
+def test_submit_queues_phases_and_names_them(desk: Desk, conn: Connection) -> None:
     plan = desk.plan("true", "true")
     assert desk.say("submit", plan) == (
         "feature 1: 2 phases are queued; no coordinator runs: 'pgcoord serve' starts one"
@@ -536,7 +568,7 @@ def test_submit_needs_no_configuration(desk: Desk, conn: Connection) -> None:
     assert desk.say("submit", plan).startswith("feature 1: 1 phase is queued")
 
 
-def test_submit_shows_what_it_would_queue_without_a_database(desk: Desk) -> None:
+def test_submit_shows_the_phases_that_it_would_queue_without_a_database(desk: Desk) -> None:
     text = "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n\n## Phase 3: D (depends on 1)\n\ny\n"
     plan = desk.write("plan.md", text)
     nowhere = ("submit", plan, "--check", "--dsn", "host=/nowhere")
@@ -554,11 +586,11 @@ def test_submit_shows_what_it_would_queue_without_a_database(desk: Desk) -> None
     dry = json.loads(desk.say("run", plan, "--dry-run", "--done", "completed", "--json"))
     assert dry["completed"] == [1]
     assert [[each["phase"] for each in wave] for wave in dry["waves"]] == [[2, 3]]
-    said = desk.say("run", plan, "--dry-run", "--done", "completed").splitlines()
-    assert said[:4] == ["A: 3 phases; nothing is run", "completed: 1", "wave 1", "  phase 2  C"]
+    output = desk.say("run", plan, "--dry-run", "--done", "completed").splitlines()
+    assert output[:4] == ["A: 3 phases; nothing is run", "completed: 1", "wave 1", "  phase 2  C"]
 
 
-def test_submit_takes_what_is_done_as_completed(desk: Desk, conn: Connection) -> None:
+def test_submit_takes_phases_marked_done_as_completed(desk: Desk, conn: Connection) -> None:
     plan = desk.write("plan.md", "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n")
     desk.say("submit", plan, "--done", "completed")
     assert statuses(conn, 1) == {1: "completed", 2: "queued"}
@@ -566,18 +598,18 @@ def test_submit_takes_what_is_done_as_completed(desk: Desk, conn: Connection) ->
     assert row == {"unmet": 0}
 
 
-def test_upgrade_brings_the_schema_and_says_what_it_ran(
+def test_upgrade_brings_the_schema_and_names_its_migrations(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:
     assert desk.say("upgrade").endswith("is up to date")
     conn.execute("update pgcoord.migration set digest = 'older' where name = 'functions'")
-    done = desk.call("run", desk.plan("true"))
-    assert (done.returncode, done.stderr.splitlines()[1]) == (6, "  Run 'pgcoord upgrade'.")
+    result = desk.call("run", desk.plan("true"))
+    assert (result.returncode, result.stderr.splitlines()[1]) == (6, "  Run 'pgcoord upgrade'.")
     assert desk.say("upgrade").endswith(": ran functions")
     assert desk.say("upgrade").endswith("is up to date")
     conn.execute("alter table pgcoord.event disable trigger event_change_refuses")
-    said = desk.call("upgrade").stderr
-    assert said == (
+    output = desk.call("upgrade").stderr
+    assert output == (
         "pgcoord: enabled a trigger that was disabled: event_change_refuses on pgcoord.event\n"
     )
 
@@ -585,7 +617,7 @@ def test_upgrade_brings_the_schema_and_says_what_it_ran(
 # Showing
 
 
-def test_prune_removes_what_was_finished_that_long_ago(desk: Desk, conn: Connection) -> None:
+def test_prune_removes_features_finished_that_long_ago(desk: Desk, conn: Connection) -> None:
     for _ in range(2):
         feature = add_feature(conn, {1: []})
         conn.execute("select pgcoord.cancel_feature(%s, 'no')", [feature])
@@ -608,7 +640,7 @@ def test_prune_removes_what_was_finished_that_long_ago(desk: Desk, conn: Connect
     assert "there is no terminal to ask on" in refused.stderr
     for answer, status in (("n", 1), ("y", 0)):
         asking = desk.execute("prune", "0", tty=True)
-        asking.until("Remove 2 features with their history, for good")
+        asking.until("Remove 2 features with their history permanently")
         if answer == "y":
             # Finished between the look and the answer: nobody was shown it.
             conn.execute("select pgcoord.cancel_feature(3, 'no')")
@@ -630,13 +662,13 @@ def test_status_shows_slots_and_the_phases_of_unfinished_features(
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
     desk.say("pause")
-    said = desk.say("status").splitlines()
-    assert said[0] == "slots: 1 queue-2-1, 2 free, 3 free"
-    assert said[1].startswith("coordinator: process 1 on here, since ")
-    assert said[2].startswith("everything is paused since ")
-    assert said[3] == "Feature 2: a  0/2 (0 %) in progress"
-    assert re.fullmatch(r"├── ▷ ready      1 Phase 1 · slot 1 · \d s", said[4])
-    assert said[5:] == ["└── · queued     2 Phase 2 · waits for phase 1, ready"]
+    output = desk.say("status").splitlines()
+    assert output[0] == "slots: 1 queue-2-1, 2 free, 3 free"
+    assert output[1].startswith("coordinator: process 1 on here, since ")
+    assert output[2].startswith("everything is paused since ")
+    assert output[3] == "Feature 2: a  0/2 (0 %) in progress"
+    assert re.fullmatch(r"├── ▷ ready      1 Phase 1 · slot 1 · \d s", output[4])
+    assert output[5:] == ["└── · queued     2 Phase 2 · waits for phase 1, ready"]
     assert "Feature 1: a  1/1 (100 %) completed" in desk.say("status", "--all").splitlines()
     assert "└── ✓ completed  1 Phase 1" in desk.say("status", "1")
 
@@ -645,17 +677,17 @@ def test_a_skipped_phase_and_a_feature_that_cannot_go_on_say_so(
     desk: Desk, conn: Connection
 ) -> None:
     desk.call("run", desk.plan("exit 3", "true", "true"))
-    said = desk.say("status", "1").splitlines()
-    assert "├── cannot go on: phase 1 failed" in said
+    output = desk.say("status", "1").splitlines()
+    assert "├── cannot go on: phase 1 failed" in output
     desk.say("skip", "1.1")
-    said = desk.say("status", "1").splitlines()
-    assert "├── ✓ skipped    1 Step 1" in said
-    assert not any("cannot go on" in line for line in said)
+    output = desk.say("status", "1").splitlines()
+    assert "├── ✓ skipped    1 Step 1" in output
+    assert not any("cannot go on" in line for line in output)
     [feature] = json.loads(desk.say("status", "1", "--json"))["features"]
     assert [phase["skipped"] for phase in feature["phases"]] == [True, False, False]
-    done = desk.call("run", "--feature", "1")
-    assert done.returncode == 0
-    assert "feature 1 (A plan) completed: 3 phases (1 skipped) in " in done.stdout
+    result = desk.call("run", "--feature", "1")
+    assert result.returncode == 0
+    assert "feature 1 (A plan) completed: 3 phases (1 skipped) in " in result.stdout
     row = conn.execute("select pgcoord.feature_object(1) -> 'phases' as phases").fetchone()
     assert row
     assert [phase["skipped"] for phase in row["phases"]] == [True, False, False]
@@ -673,7 +705,7 @@ def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
     assert serve.wait() == 0
     since = r"no coordinator runs since \S+ UTC: "
     follows.until(f"queue-1-1: {since}nobody watches its process, and it is shown as it was left")
-    assert re.match(f"{since}what is shown is as it was left", desk.say("status"))
+    assert re.match(f"{since}this is the last known state", desk.say("status"))
     assert re.match(f"{since}nobody watches", desk.say("why", "1.1"))
 
 
@@ -682,7 +714,7 @@ def test_status_json_is_an_object_that_stays_as_it_is(
 ) -> None:
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
-    found = json.loads(desk.say("status", "--json"))
+    actual = json.loads(desk.say("status", "--json"))
     members = [
         "slots",
         "paused_at",
@@ -692,15 +724,15 @@ def test_status_json_is_an_object_that_stays_as_it_is(
         "schedules",
         "refused_schedules",
     ]
-    assert list(found) == members
-    assert found["paused_at"] is None
-    assert list(found["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]
-    assert found["slots"][1:] == [
+    assert list(actual) == members
+    assert actual["paused_at"] is None
+    assert list(actual["coordinator"]) == ["epoch", "host", "pid", "version", "lead_at"]
+    assert actual["slots"][1:] == [
         dict.fromkeys(["queue_id", "title", "status", "since", "job", "node", "waits_for"])
         | {"slot": slot, "draining": False, "pool": "local", "launcher": "local"}
         for slot in (2, 3)
     ]
-    (feature,) = found["features"]
+    (feature,) = actual["features"]
     phases = feature.pop("phases")
     assert feature == {
         "id": 1,
@@ -769,7 +801,7 @@ def test_status_cuts_no_advice_at_the_width_of_a_terminal(desk: Desk, conn: Conn
         assert shown.wait() == 0
         assert max(map(len, shown.said.splitlines())) <= int(columns)
         said = " ".join(shown.said.split())
-        assert "what is shown is as it was left; 'pgcoord serve' goes on slots:" in said
+        assert "this is the last known state; 'pgcoord serve' continues slots:" in said
         assert "('pgcoord resume')" in said
 
 
@@ -783,9 +815,7 @@ def test_status_says_when_there_is_nothing(desk: Desk) -> None:
     assert desk.say("status").splitlines()[2:] == ["no unfinished features"]
 
 
-def test_status_watch_draws_what_happens_until_it_is_interrupted(
-    desk: Desk, conn: Connection
-) -> None:
+def test_status_watch_redraws_until_it_is_interrupted(desk: Desk, conn: Connection) -> None:
     watch = desk.start("status", "--watch", tty=True)
     watch.until("no unfinished features")
     add_feature(conn, {1: []})
@@ -834,7 +864,7 @@ def test_options_come_before_or_after_the_name_of_the_command(
 
 
 def test_libpq_variables_name_the_database(bare_desk: Desk, dsn: str) -> None:
-    given = conninfo_to_dict(dsn)
+    values = conninfo_to_dict(dsn)
     names = {
         "host": "PGHOST",
         "port": "PGPORT",
@@ -842,7 +872,7 @@ def test_libpq_variables_name_the_database(bare_desk: Desk, dsn: str) -> None:
         "user": "PGUSER",
         "password": "PGPASSWORD",
     }
-    variables = {name: str(given[key]) for key, name in names.items() if given.get(key)}
+    variables = {name: str(values[key]) for key, name in names.items() if values.get(key)}
     assert bare_desk.say("status", **variables).endswith("no unfinished features")
     assert not (bare_desk.folder / ".pgcoord").exists()
 
@@ -884,12 +914,12 @@ def test_each_mistake_has_an_exit_status_and_a_line(desk: Desk, conn: Connection
         (["db", "status"], 6, "no database: no .pgcoord/ with an embedded Postgres in"),
         (["db", "stop"], 6, "no database: no .pgcoord/ with an embedded Postgres in"),
     ]:
-        done = desk.call(*arguments)
-        assert done.returncode == status, (arguments, done)
-        first, *more = (line for line in done.stderr.splitlines() if "serving on" not in line)
+        result = desk.call(*arguments)
+        assert result.returncode == status, (arguments, result)
+        first, *more = (line for line in result.stderr.splitlines() if "serving on" not in line)
         assert first.startswith(f"pgcoord: {message}"), arguments
-        assert all(line.startswith(("  ", "pgcoord: nonsense.md:")) for line in more), done
-        assert done.stdout == "", done
+        assert all(line.startswith(("  ", "pgcoord: nonsense.md:")) for line in more), result
+        assert result.stdout == "", result
     assert len(statuses(conn)) == 1, "something was submitted"
 
 
@@ -912,10 +942,10 @@ def test_a_dsn_with_a_fault_is_refused_without_its_password(desk: Desk) -> None:
     desk.write("pgcoord.toml", "[workflow.work]\ncommand = ['true']")
     for command, wrong in FAULTY_DSNS:
         with case(command, wrong):
-            done = desk.call(*command, "--dsn", wrong)
-            assert done.returncode == 6, done
-            assert "pgcoord: this is not a DSN: " in done.stderr
-            assert "hunter" not in done.stderr + done.stdout
+            result = desk.call(*command, "--dsn", wrong)
+            assert result.returncode == 6, result
+            assert "pgcoord: this is not a DSN: " in result.stderr
+            assert "hunter" not in result.stderr + result.stdout
 
 
 WRONG_USAGE: Any = [
@@ -936,19 +966,19 @@ WRONG_USAGE: Any = [
 def test_wrong_usage_ends_with_2(desk: Desk) -> None:
     for arguments in WRONG_USAGE:
         with case(arguments):
-            done = desk.call(*arguments)
-            assert (done.returncode, done.stdout) == (2, "")
-            usage, _, *rest = done.stderr.splitlines()
+            result = desk.call(*arguments)
+            assert (result.returncode, result.stdout) == (2, "")
+            usage, _, *rest = result.stderr.splitlines()
             assert usage.startswith("Usage: pgcoord")
             assert any(line.startswith("Error: ") for line in rest)
-            assert "Traceback" not in done.stderr
+            assert "Traceback" not in result.stderr
 
 
 def test_without_any_database_it_says_how_to_get_one(bare_desk: Desk) -> None:
     for arguments in (["status"], ["why", "1.1"], ["upgrade"], ["pause"]):
-        done = bare_desk.call(*arguments)
-        assert done.returncode == 6
-        assert done.stderr.splitlines() == [
+        result = bare_desk.call(*arguments)
+        assert result.returncode == 6
+        assert result.stderr.splitlines() == [
             f"pgcoord: no database: no .pgcoord/ with an embedded Postgres in"
             f" {bare_desk.folder} or above",
             "  Give --dsn or DATABASE_URL; or 'pgcoord run PLAN' makes one here.",
@@ -959,10 +989,10 @@ def test_without_any_database_it_says_how_to_get_one(bare_desk: Desk) -> None:
 def test_without_a_configuration_it_says_how_to_make_one(desk: Desk) -> None:
     (desk.folder / "pgcoord.toml").unlink()
     for arguments in (["run", desk.plan("true")], ["serve"]):
-        done = desk.call(*arguments)
-        assert done.returncode == 5
-        assert "no pgcoord.toml" in done.stderr
-        assert '[workflow.build]\n    command = ["make"' in done.stderr
+        result = desk.call(*arguments)
+        assert result.returncode == 5
+        assert "no pgcoord.toml" in result.stderr
+        assert '[workflow.build]\n    command = ["make"' in result.stderr
 
 
 @pytest.mark.parametrize("place", [".pgcoord", ".pgcoord/runs", "pgcoord.toml/runs"])
@@ -976,29 +1006,29 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_queued(
         desk.write(place, "a file, which nobody can write into, not even root")
     plan = desk.plan("true")
     for arguments in (["run", plan], ["serve"]):
-        done = desk.call(*arguments)
-        assert done.returncode == 7
+        result = desk.call(*arguments)
+        assert result.returncode == 7
         assert re.match(
-            r"pgcoord: the runs cannot be kept in .*runs: (file ex|not a d)", done.stderr
+            r"pgcoord: the runs cannot be kept in .*runs: (file ex|not a d)", result.stderr
         )
-        assert len(done.stderr.splitlines()) == 2
+        assert len(result.stderr.splitlines()) == 2
     assert statuses(conn) == {}
 
 
 def test_an_embedded_database_that_cannot_be_made_is_one_line(bare_desk: Desk) -> None:
     bare_desk.write(".pgcoord", "a file")
-    done = bare_desk.call("run", bare_desk.plan("true"))
-    assert done.returncode == 7
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("pgcoord: cannot use the state folder")
+    result = bare_desk.call("run", bare_desk.plan("true"))
+    assert result.returncode == 7
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("pgcoord: cannot use the state folder")
 
 
 def test_an_argument_that_is_no_text_is_one_line(desk: Desk) -> None:
     command = [sys.executable.encode(), b"-m", b"pgcoord", b"why", b"\xff"]
-    done = subprocess.run(command, cwd=desk.folder, env=desk.environment, capture_output=True)
-    assert done.returncode == 5
-    assert b"is not text in UTF-8" in done.stderr
-    assert b"Traceback" not in done.stderr
+    result = subprocess.run(command, cwd=desk.folder, env=desk.environment, capture_output=True)
+    assert result.returncode == 5
+    assert b"is not text in UTF-8" in result.stderr
+    assert b"Traceback" not in result.stderr
 
 
 def test_a_reader_that_has_gone_is_no_error(desk: Desk) -> None:
@@ -1008,7 +1038,7 @@ def test_a_reader_that_has_gone_is_no_error(desk: Desk) -> None:
         os.close(ours)
         with open(theirs, "wb") as output:
             command = [sys.executable, "-m", "pgcoord", *arguments]
-            done = subprocess.run(
+            result = subprocess.run(
                 command,
                 cwd=desk.folder,
                 env=desk.environment,
@@ -1016,19 +1046,19 @@ def test_a_reader_that_has_gone_is_no_error(desk: Desk) -> None:
                 stderr=subprocess.PIPE,
                 timeout=PATIENCE,
             )
-        assert done.stderr == b"", arguments
+        assert result.stderr == b"", arguments
 
 
 def test_help_imports_nothing_that_takes_long(desk: Desk) -> None:
     for arguments in (["--help"], ["run", "--help"], ["db", "--help"]):
         command = [sys.executable, "-X", "importtime", "-m", "pgcoord", *arguments]
-        done = subprocess.run(
+        result = subprocess.run(
             command, cwd=desk.folder, env=desk.environment, capture_output=True, text=True
         )
-        assert done.returncode == 0
-        assert done.stdout.startswith("Usage: ")
+        assert result.returncode == 0
+        assert result.stdout.startswith("Usage: ")
         for module in ("psycopg", "rich", "asyncio", "markdown_it"):
-            assert not re.search(rf"\| +{module}$", done.stderr, re.MULTILINE), module
+            assert not re.search(rf"\| +{module}$", result.stderr, re.MULTILINE), module
 
 
 def test_version(desk: Desk) -> None:

@@ -425,17 +425,17 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 def test_the_file_is_looked_for_upward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
-    found = tmp_path / "pgcoord.toml"
-    found.touch()
+    actual = tmp_path / "pgcoord.toml"
+    actual.touch()
     (inner / "pgcoord.toml").mkdir()  # a folder of that name is not the file
-    assert find_configuration(inner) == found
-    assert find_configuration(tmp_path) == found
+    assert find_configuration(inner) == actual
+    assert find_configuration(tmp_path) == actual
     monkeypatch.chdir(inner)
-    assert find_configuration(Path()) == found
+    assert find_configuration(Path()) == actual
     nearer = tmp_path / "a" / "pgcoord.toml"
     nearer.touch()
     assert find_configuration(Path()) == nearer
-    assert find_configuration(Path("..") / "..") == found
+    assert find_configuration(Path("..") / "..") == actual
 
 
 def test_no_file_is_none(tmp_path: Path) -> None:
@@ -501,7 +501,7 @@ def test_a_duration_is_a_text_with_units(text: object, seconds: float) -> None:
     "value",
     ["", " ", "h", "1w", "1m 1h", "1h 1h", "-1s", "0s", "1e3", "٣s", "4000d", 10**400, None, True],
 )
-def test_what_is_no_duration_is_refused(value: object) -> None:
+def test_a_text_that_is_no_duration_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
         parse_duration(value)
 
@@ -512,5 +512,5 @@ def test_a_number_without_a_unit_is_no_duration(value: object) -> None:
         parse_duration(value)
 
 
-def test_a_duration_of_zero_is_for_those_who_allow_it() -> None:
+def test_a_duration_of_zero_is_refused_unless_allowed() -> None:
     assert parse_duration("0s", zero=True) == parse_duration(0, zero=True) == timedelta(0)

@@ -13,11 +13,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from support.database import Connection, add_feature
-from support.desk import CONFIGURATION, Desk, address_of
+from support.desk import CONFIGURATION, Desk, address_of, until
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from support.pooler import Pooler, Proxy
 
 from pgcoord import doctor
+from pgcoord.database import connect
+from pgcoord.errors import DatabaseUnusable
 
 WORKFLOW = '[workflow.sh]\ncommand = ["true"]\n'
 
@@ -41,20 +43,22 @@ KINDS = [
 
 def levels(desk: Desk, *arguments: str) -> tuple[int, dict[str, str]]:
     """The exit status, and the level of each kind."""
-    done = desk.call("doctor", "--json", *arguments)
-    assert done.stderr == ""
-    findings = json.loads(done.stdout)["findings"]
+    result = desk.call("doctor", "--json", *arguments)
+    assert result.stderr == ""
+    findings = json.loads(result.stdout)["findings"]
     assert all((each["remedy"] is None) == (each["level"] == "ok") for each in findings), findings
-    return done.returncode, {each["kind"]: each["level"] for each in findings}
+    return result.returncode, {each["kind"]: each["level"] for each in findings}
 
 
 @pytest.mark.scale
 def test_all_is_well_beside_a_coordinator(desk: Desk) -> None:
     desk.start("serve").until("leading")
-    said = desk.say("doctor")
-    assert [line.split()[:3] for line in said.splitlines()] == [["✓", "ok", kind] for kind in KINDS]
+    output = desk.say("doctor")
+    assert [line.split()[:3] for line in output.splitlines()] == [
+        ["✓", "ok", kind] for kind in KINDS
+    ]
     assert levels(desk) == (0, dict.fromkeys(KINDS, "ok"))
-    assert ", 0 stand by\n" in said
+    assert ", 0 stand by\n" in output
     desk.start("serve").until("standing by")
     assert ", 1 stands by\n" in desk.say("doctor")
 
@@ -65,15 +69,15 @@ def test_warnings_and_failures_have_exit_statuses_of_their_own(
     status, found = levels(desk)
     assert (status, found["coordinator"]) == (8, "warn")
     add_feature(conn, {1: []})
-    done = desk.call("doctor")
-    assert (done.returncode, done.stderr) == (9, "")
-    lines = done.stdout.splitlines()
+    result = desk.call("doctor")
+    assert (result.returncode, result.stderr) == (9, "")
+    lines = result.stdout.splitlines()
     failed = lines.index("✗ fail  coordinator    no coordinator runs, and there is work")
     assert lines[failed + 1] == f"{'':<23}→ start one: 'pgcoord serve'"
     assert levels(desk)[0] == 9
 
 
-def test_a_database_of_another_schema_is_told_by_what_it_lacks(desk: Desk, dsn: str) -> None:
+def test_a_database_without_the_schema_fails_in_that_check_only(desk: Desk, dsn: str) -> None:
     status, found = levels(desk, "--dsn", make_conninfo(dsn, dbname="postgres"))
     assert status == 9
     assert found.pop("schema") == "fail"
@@ -119,10 +123,10 @@ def test_a_table_that_is_locked_is_a_finding_with_its_holder(desk: Desk, dsn: st
 
 def test_faults_of_the_configuration_are_named(desk: Desk) -> None:
     desk.write("pgcoord.toml", '[workflow.a]\ncommand = ["a"]\ntmeout = 1\nlinger = "x"\n')
-    said = desk.call("doctor").stdout
-    assert "✗ fail  configuration" in said
-    assert "workflow.a.tmeout: unknown key; did you mean timeout?;" in said
-    assert "workflow.a.linger: expected a duration" in said
+    output = desk.call("doctor").stdout
+    assert "✗ fail  configuration" in output
+    assert "workflow.a.tmeout: unknown key; did you mean timeout?;" in output
+    assert "workflow.a.linger: expected a duration" in output
 
 
 def test_a_worktree_needs_a_repository_with_a_commit(desk: Desk) -> None:
@@ -149,6 +153,52 @@ def test_where_processes_report_to_is_tried(desk: Desk) -> None:
         desk.write("pgcoord.toml", f'[server]\npublic_url = "{url}"\n' + WORKFLOW)
         line = f"{level}  reports        processes report to {url}{words}\n"
         assert line in desk.call("doctor").stdout
+
+
+POOL = """
+[pool.far]
+launcher = "command"
+slots = 2
+folder = "shared"
+submit = ["qsubx", "{script}"]
+id = '(\\d+)'
+list = ["true"]
+jobs = '^(?P<id>\\d+) (?P<name>\\S+) (?P<state>\\S+)'
+waiting = ["Q"]
+running = ["R"]
+cancel = ["qdelx", "{id}"]
+
+[workflow.far]
+command = ["true"]
+pool = "far"
+default = true
+"""
+
+
+def test_a_pool_whose_commands_are_missing_says_so_and_so_do_its_phases(desk: Desk) -> None:
+    desk.write("pgcoord.toml", POOL)
+    (desk.folder / "shared").mkdir()
+    found = desk.call("doctor").stdout
+    assert "✗ fail  pools          far: not installed on this machine: qdelx, qsubx\n" in found
+    assert "→ install it, or correct the pool's submit, cancel\n" in found
+    desk.start("serve").until("leading")
+    desk.say("submit", desk.plan("nothing"))
+    until(
+        desk.environment["DATABASE_URL"],
+        "exists (select from pgcoord.attempt where ended_at is not null)",
+    )
+    assert "after: pool far: qsubx is not installed on this machine" in desk.say("why", "1.1")
+    desk.say("slots", "0", "--pool", "far")
+    assert "pool far (command): none\n" in desk.say("status")
+
+
+def test_an_address_of_this_machine_alone_is_none_for_nodes(desk: Desk) -> None:
+    url = "http://localhost:8002"
+    desk.write("pgcoord.toml", POOL.replace("slots = 2", f'slots = 2\nreport_url = "{url}"'))
+    words = f"far: its nodes reach themselves at {url}, not this server: jobs report by files"
+    assert f"! warn  pools          {words}" in desk.call("doctor").stdout
+    desk.write("pgcoord.toml", POOL)
+    assert "far: its nodes know no address of this server: jobs" in desk.call("doctor").stdout
 
 
 def test_the_disk_is_that_of_the_last_coordinator_of_this_machine(
@@ -193,10 +243,10 @@ def test_a_disk_on_which_no_phase_can_start_is_found(
         desk.write("pgcoord.toml", f'{CONFIGURATION}[log]\nfolder = "disk/runs"\n')
         assert re.search(r"✓ ok    disk  .* free for logs in ", desk.call("doctor").stdout)
         subprocess.run(["mount", "-o", options, str(disk)], check=True)
-        done = desk.call("doctor")
+        result = desk.call("doctor")
         line = f"✗ fail  disk           {words.format(re.escape(str(disk / 'runs')))}\n +→ "
-        assert re.search(line, done.stdout), done.stdout
-        assert done.returncode == 9
+        assert re.search(line, result.stdout), result.stdout
+        assert result.returncode == 9
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -220,9 +270,9 @@ def test_clocks_that_are_apart_are_found(ahead: float, level: str, words: str) -
 
 def test_a_pooler_in_transaction_mode_is_named_with_its_remedy(desk: Desk, pooler: Pooler) -> None:
     pooler.start(pool_mode="transaction")
-    done = desk.call("doctor", "--dsn", pooler.dsn)
-    assert done.returncode == 9
-    lines = done.stdout.splitlines()
+    result = desk.call("doctor", "--dsn", pooler.dsn)
+    assert result.returncode == 9
+    lines = result.stdout.splitlines()
     failed = lines.index(
         "✗ fail  wake-ups       this DSN goes through a pooler in transaction mode, where"
         " notifications never arrive"
@@ -236,69 +286,88 @@ def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
 ) -> None:
     pooler.start(pool_mode="transaction")
     for arguments in (["serve"], ["run", desk.plan("true")]):
-        done = desk.call(*arguments, "--dsn", pooler.dsn)
-        assert done.returncode == 6
-        assert done.stderr.splitlines()[-2:] == [
+        result = desk.call(*arguments, "--dsn", pooler.dsn)
+        assert result.returncode == 6
+        assert result.stderr.splitlines()[-2:] == [
             "pgcoord: notifications do not arrive through this DSN:"
             " no work would be started in time",
             "  'pgcoord doctor' says why, and what to do.",
         ]
 
 
-def test_a_pooler_that_refuses_what_a_dsn_sets_is_named(desk: Desk, pooler: Pooler) -> None:
+def test_a_pooler_in_statement_mode_is_named_with_its_remedy(desk: Desk, pooler: Pooler) -> None:
+    pooler.start(pool_mode="statement")
+    result = desk.call("doctor", "--dsn", pooler.dsn)
+    assert result.returncode == 6
+    assert "That is PgBouncer in statement mode." in result.stderr
+
+
+async def test_a_pooler_whose_pool_is_full_is_named(
+    pooler: Pooler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooler.start(pool_mode="session", default_pool_size="1")
+    monkeypatch.setattr(connect, "_MOST_SECONDS_TO_FIRST_ANSWER", 0.5)
+    with psycopg.connect(pooler.dsn) as conn:
+        conn.execute("select")
+        with pytest.raises(DatabaseUnusable, match="answered nothing on it") as caught:
+            await connect.connect(pooler.dsn)
+    assert "whose pool is full" in str(caught.value.hint)
+
+
+def test_a_pooler_that_refuses_a_setting_of_the_dsn_is_named(desk: Desk, pooler: Pooler) -> None:
     pooler.start(pool_mode="session")
-    done = desk.call("doctor", "--dsn", make_conninfo(pooler.dsn, options="-c work_mem=8MB"))
-    assert done.returncode == 9
-    assert "unsupported startup parameter" in done.stdout
-    assert "→ That is a pooler. Leave out the options of the DSN" in done.stdout
+    result = desk.call("doctor", "--dsn", make_conninfo(pooler.dsn, options="-c work_mem=8MB"))
+    assert result.returncode == 9
+    assert "unsupported startup parameter" in result.stdout
+    assert "→ That is a pooler. Leave out the options of the DSN" in result.stdout
 
 
 def test_a_pooler_in_session_mode_is_fine(desk: Desk, pooler: Pooler) -> None:
     pooler.start(pool_mode="session")
-    done = desk.call("doctor", "--dsn", pooler.dsn)
-    assert "✓ ok    wake-ups" in done.stdout
+    result = desk.call("doctor", "--dsn", pooler.dsn)
+    assert "✓ ok    wake-ups" in result.stdout
     assert (
-        "✓ ok    settings       those that the coordinator depends on are in force" in done.stdout
+        "✓ ok    settings       those that the coordinator depends on are in force" in result.stdout
     )
-    assert "ms through a pooler in session mode" in done.stdout
+    assert "ms through a pooler in session mode" in result.stdout
     with psycopg.connect(pooler.dsn) as conn:
         assert conn.execute("select status from pgcoord.board").fetchall() == []
 
 
 def test_a_proxy_that_passes_everything_on_is_fine(desk: Desk, proxy: Proxy) -> None:
     proxy.start()
-    done = desk.call("doctor", "--dsn", proxy.dsn)
-    assert "✓ ok    wake-ups" in done.stdout
-    assert "✓ ok    settings" in done.stdout
+    result = desk.call("doctor", "--dsn", proxy.dsn)
+    assert "✓ ok    wake-ups" in result.stdout
+    assert "✓ ok    settings" in result.stdout
 
 
 @pytest.mark.parametrize("proxy", ["pgpool"], indirect=True)
 def test_pgpool_that_reads_from_a_stand_by_is_named_and_refused(desk: Desk, proxy: Proxy) -> None:
     proxy.start(stand_by=True)
-    done = desk.call("doctor", "--dsn", proxy.dsn)
-    assert "✗ fail  settings       pgpool-II is between here and the server" in done.stdout
-    done = desk.call("serve", "--port", "0", "--dsn", proxy.dsn)
-    assert done.returncode == 6
-    assert "phases that have just started would be ended" in done.stderr
-    assert "Set app_name_redirect_preference_list" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = desk.call("doctor", "--dsn", proxy.dsn)
+    assert "✗ fail  settings       pgpool-II is between here and the server" in result.stdout
+    result = desk.call("serve", "--port", "0", "--dsn", proxy.dsn)
+    assert result.returncode == 6
+    assert "phases that have just started would be ended" in result.stderr
+    assert "Set app_name_redirect_preference_list" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("proxy", ["pgpool"], indirect=True)
 def test_pgpool_that_sends_us_to_the_primary_is_fine(desk: Desk, proxy: Proxy) -> None:
     proxy.start(stand_by=True, app_name_redirect_preference_list="pgcoord.*:primary")
-    done = desk.call("doctor", "--dsn", proxy.dsn)
-    assert "are in force through pgpool-II, which sends all to the primary" in done.stdout
+    result = desk.call("doctor", "--dsn", proxy.dsn)
+    assert "are in force through pgpool-II, which sends all to the primary" in result.stdout
 
 
 @pytest.mark.parametrize("proxy", ["haproxy"], indirect=True)
 def test_a_server_for_one_connection_is_named_as_such(desk: Desk, proxy: Proxy) -> None:
     proxy.start(for_one=True)
     for command in ("doctor", "serve"):
-        done = desk.call(command, "--dsn", proxy.dsn)
-        assert done.returncode in (6, 9)
-        assert "this server takes one connection at a time" in done.stdout + done.stderr
-        assert "give it a PostgreSQL server" in done.stdout + done.stderr
+        result = desk.call(command, "--dsn", proxy.dsn)
+        assert result.returncode in (6, 9)
+        assert "this server takes one connection at a time" in result.stdout + result.stderr
+        assert "give it a PostgreSQL server" in result.stdout + result.stderr
 
 
 @pytest.fixture
@@ -314,8 +383,8 @@ def github(desk: Desk) -> Iterator[FakeGitHub]:
 
 def about_github(desk: Desk) -> tuple[str, str]:
     """The level and the words of what is found about GitHub."""
-    said = json.loads(desk.call("doctor", "--json").stdout)["findings"]
-    (found,) = [each for each in said if each["kind"] == "github"]
+    output = json.loads(desk.call("doctor", "--json").stdout)["findings"]
+    (found,) = [each for each in output if each["kind"] == "github"]
     return found["level"], found["words"]
 
 
@@ -365,10 +434,10 @@ def test_a_missing_token_is_found_by_doctor_and_refuses_serve(
     del desk.environment["GITHUB_TOKEN"]
     words = "[github]: neither GITHUB_TOKEN nor GH_TOKEN holds a token"
     assert about_github(desk) == ("fail", words)
-    done = desk.call("serve")
-    assert done.returncode == 5
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    result = desk.call("serve")
+    assert result.returncode == 5
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_transaction_pool_is_left_as_it_is_for_its_other_clients(
@@ -378,11 +447,11 @@ def test_a_transaction_pool_is_left_as_it_is_for_its_other_clients(
     desk.say("submit", desk.plan("true"), "--dsn", pooler.dsn)
     desk.call("doctor", "--dsn", pooler.dsn)
     with psycopg.connect(pooler.dsn, autocommit=True) as conn:
-        found = conn.execute(
+        actual = conn.execute(
             "select current_setting('search_path'), current_setting('idle_session_timeout'),"
             " current_setting('jit')"
         ).fetchone()
-    assert found == ('"$user", public', "0", "on")
+    assert actual == ('"$user", public', "0", "on")
 
 
 def test_what_another_client_of_the_pool_has_set_does_not_count_or_is_named(
@@ -393,6 +462,6 @@ def test_what_another_client_of_the_pool_has_set_does_not_count_or_is_named(
         conn.execute("set default_transaction_isolation = 'serializable'")
         desk.say("submit", desk.plan("true"), "--dsn", pooler.dsn)
         conn.execute("set default_transaction_read_only = on")
-    done = desk.call("submit", desk.plan("true"), "--dsn", pooler.dsn)
-    assert done.returncode == 6
-    assert "by another client of the pool that this DSN leads to" in done.stderr
+    result = desk.call("submit", desk.plan("true"), "--dsn", pooler.dsn)
+    assert result.returncode == 6
+    assert "by another client of the pool that this DSN leads to" in result.stderr

@@ -136,10 +136,10 @@ def test_the_unit_of_the_service_is_one_to_systemd(tmp_path: Path) -> None:
     file.write_text(
         unit.replace("/opt/pgcoord/bin/pgcoord", "/bin/true").replace("=pgcoord", "=root")
     )
-    done = subprocess.run(
+    result = subprocess.run(
         ["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False
     )
-    assert not [line for line in done.stderr.splitlines() if "pgcoord.service" in line]
+    assert not [line for line in result.stderr.splitlines() if "pgcoord.service" in line]
 
 
 def test_every_kind_of_finding_is_explained() -> None:

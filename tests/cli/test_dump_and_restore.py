@@ -43,7 +43,7 @@ def test_a_database_with_work_in_it_goes_there_and_back(bare_desk: Desk, other_d
 def test_what_is_no_dump_makes_no_database(bare_desk: Desk) -> None:
     bare_desk.write("plan.md", "# P")
     for name, words in (("plan.md", "is not what 'pgcoord dump' writes"), ("no", "no file")):
-        done = bare_desk.call("restore", name)
-        assert (done.returncode, words in done.stderr) == (5, True)
+        result = bare_desk.call("restore", name)
+        assert (result.returncode, words in result.stderr) == (5, True)
     assert not (bare_desk.folder / ".pgcoord").exists()
     assert bare_desk.call("dump", "x").returncode == 6

@@ -45,16 +45,16 @@ def short() -> Iterator[Path]:
 @pytest.fixture
 def make(tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
-    made: list[EmbeddedPostgres] = []
+    created: list[EmbeddedPostgres] = []
 
     def make(
         state: Path = tmp_path / ".pgcoord", binaries: Binaries | None = None
     ) -> EmbeddedPostgres:
-        made.append(EmbeddedPostgres(state, binaries))
-        return made[-1]
+        created.append(EmbeddedPostgres(state, binaries))
+        return created[-1]
 
     yield make
-    for each in made:
+    for each in created:
         each.stop()
 
 
@@ -329,8 +329,8 @@ def test_the_server_outlives_ctrl_c_and_the_death_of_its_caller(stopped: Embedde
 
 def test_a_caller_with_captured_output_ends(stopped: EmbeddedPostgres) -> None:
     command = [sys.executable, "-c", START, str(stopped.state)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    assert (done.stdout, done.stderr) == ("True\n", "")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert (result.stdout, result.stderr) == ("True\n", "")
     assert stopped.running()
 
 
@@ -449,17 +449,17 @@ def in_mount(state: Path, mount: str) -> subprocess.CompletedProcess[str]:
 @root_only
 def test_a_state_folder_that_cannot_be_written_is_named(embedded: EmbeddedPostgres) -> None:
     embedded.state.mkdir()
-    done = in_mount(embedded.state, 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"')
-    assert f"CannotStart: cannot use the state folder {embedded.state}" in done.stderr
-    assert "Read-only file system" in done.stderr
+    result = in_mount(embedded.state, 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"')
+    assert f"CannotStart: cannot use the state folder {embedded.state}" in result.stderr
+    assert "Read-only file system" in result.stderr
 
 
 @root_only
 def test_a_full_disk_is_named_and_leaves_no_half_cluster(embedded: EmbeddedPostgres) -> None:
     embedded.state.mkdir()
-    done = in_mount(embedded.state, 'mount -t tmpfs -o size=10m none "$1"')
-    assert "CannotStart: the embedded Postgres in" in done.stderr
-    assert "No space left on device" in done.stderr
+    result = in_mount(embedded.state, 'mount -t tmpfs -o size=10m none "$1"')
+    assert "CannotStart: the embedded Postgres in" in result.stderr
+    assert "No space left on device" in result.stderr
 
 
 def test_a_server_that_does_not_start_shows_the_end_of_its_log(stopped: EmbeddedPostgres) -> None:
@@ -554,10 +554,10 @@ def test_the_wheel_comes_first_then_path_then_the_newest_of_debian(tmp_path: Pat
     make_binaries(debian / "14" / "bin", "14.2")
     make_binaries(debian / "17" / "bin", "17beta1")
     assert find_binaries(path=str(on_path), debian=debian).version == 18
-    found = find_binaries("no_such_package", str(on_path), debian)
-    assert found == Binaries(on_path, 16)
-    found = find_binaries("no_such_package", str(tmp_path), debian)
-    assert found == Binaries(debian / "17" / "bin", 17)
+    actual = find_binaries("no_such_package", str(on_path), debian)
+    assert actual == Binaries(on_path, 16)
+    actual = find_binaries("no_such_package", str(tmp_path), debian)
+    assert actual == Binaries(debian / "17" / "bin", 17)
 
 
 def test_without_a_postgres_new_enough_both_remedies_are_told(tmp_path: Path) -> None:

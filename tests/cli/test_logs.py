@@ -28,7 +28,7 @@ TWICE = f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n'
 
 
 @pytest.mark.scale
-def test_logs_prints_what_was_written_byte_for_byte(desk: Desk) -> None:
+def test_logs_prints_the_log_byte_for_byte(desk: Desk) -> None:
     desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
     script = r"test -e tried && exec sh bytes.sh; touch tried; echo first; exit 1"
     desk.write("bytes.sh", r"seq 30000; echo oops >&2; printf '\377\000 no end'")
@@ -58,10 +58,10 @@ def test_logs_of_another_machine_are_said_to_be_there(
 ) -> None:
     add_feature(conn, {1: []})
     claim(conn, epoch)
-    done = desk.call("logs", "1.1")
-    assert done.returncode == 3
+    result = desk.call("logs", "1.1")
+    assert result.returncode == 3
     assert re.match(
-        r"pgcoord: the log of queue-1-1, attempt 1, is on here: /runs/.*/log$", done.stderr
+        r"pgcoord: the log of queue-1-1, attempt 1, is on here: /runs/.*/log$", result.stderr
     )
 
 
@@ -109,6 +109,20 @@ def test_a_log_can_be_followed_before_there_is_any(desk: Desk, conn: Connection)
     assert re.search(
         r"attempt 1, .*\nhello\npgcoord: .* failed at .*: exited with status 3\n$", follow.said
     )
+
+
+def test_a_note_begins_a_line_where_the_log_has_left_one_open(desk: Desk) -> None:
+    gate = desk.gate()
+    desk.start("serve").until("leading")
+    desk.say("submit", desk.plan(f"printf 'no end'; cat {gate}"))
+    follow = desk.start("logs", "-f", "1.1")  # both on one pipe, as on one screen
+    follow.until("no end")
+    gate.write_text("")
+    assert follow.wait() == 0
+    assert re.search(r"attempt 1, .*\nno end\npgcoord: .*: completed at .*\n$", follow.said)
+    apart = desk.call_for_bytes("logs", "-f", "1.1")
+    assert apart.stdout == b"no end"
+    assert b"\n\n" not in apart.stderr
 
 
 def test_following_outlives_the_coordinator(desk: Desk) -> None:
@@ -170,7 +184,7 @@ def test_following_ends_when_nobody_reads_any_more(desk: Desk) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     with open(theirs, "wb") as output:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "pgcoord", "logs", "-f", "1.1"],
             cwd=desk.folder,
             env=desk.environment,
@@ -179,17 +193,17 @@ def test_following_ends_when_nobody_reads_any_more(desk: Desk) -> None:
             text=True,
             timeout=PATIENCE,
         )
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_only_the_last_lines_of_the_first_attempt_are_printed_when_following(desk: Desk) -> None:
     desk.write("pgcoord.toml", TWICE)
     desk.say("run", desk.plan("seq 5; test $PGCOORD_ATTEMPT = 2"))
-    done = desk.call("logs", "-f", "1.1", "-n", "2")
-    assert (done.returncode, done.stdout) == (0, "4\n5\n")
-    done = desk.call("logs", "-f", "1.1", "--attempt", "1", "-n", "1")
-    assert (done.returncode, done.stdout) == (0, "5\n")
-    assert "attempt 2" not in done.stderr
+    result = desk.call("logs", "-f", "1.1", "-n", "2")
+    assert (result.returncode, result.stdout) == (0, "4\n5\n")
+    result = desk.call("logs", "-f", "1.1", "--attempt", "1", "-n", "1")
+    assert (result.returncode, result.stdout) == (0, "5\n")
+    assert "attempt 2" not in result.stderr
 
 
 def test_a_log_of_another_machine_cannot_be_followed(
@@ -203,9 +217,9 @@ def test_a_log_of_another_machine_cannot_be_followed(
     conn.execute("select pgcoord.give_up_attempt(id, 'failed', 'broke') from pgcoord.attempt")
     assert follow.wait() == 0
     follow.until("queue-1-1: failed at .*: broke\n$")
-    done = desk.call("logs", "-f", "1.1")
-    assert done.returncode == 3
-    assert " is on here: /runs/" in done.stderr
+    result = desk.call("logs", "-f", "1.1")
+    assert result.returncode == 3
+    assert " is on here: /runs/" in result.stderr
 
 
 # --- Size
@@ -385,13 +399,18 @@ def test_a_run_is_only_removed_when_nothing_of_it_lives(tmp_path: Path) -> None:
         lambda: all(each.state() is JobState.ENDED for each in (ended, spared, named_otherwise))
     )
     (tmp_path / "5-0123abcd").mkdir()  # named as a run, and none
+    (tmp_path / "5-0123abcd" / "notes").touch()
+    for name in ("7-0123abcd", "8-0123abcd", "9-0123abcd"):  # of jobs whose nodes share no folder
+        (tmp_path / name).mkdir()
+    Run(tmp_path / "8-0123abcd").give_up()
+    Log(tmp_path / "9-0123abcd").extend(b"said\n")
     (tmp_path / "6-0123abcd").symlink_to(named_otherwise.folder)
     day = timedelta(days=1)
     try:
         assert remove_old_runs(tmp_path, day, spared={spared.folder}) == 0, "nothing is old"
         for each in tmp_path.iterdir():
             make_old(each, days=2)
-        assert remove_old_runs(tmp_path, day, spared={spared.folder}) == 1
+        assert remove_old_runs(tmp_path, day, spared={spared.folder}) == 4
         left = sorted(each.name[0] for each in tmp_path.iterdir())
         assert left == ["2", "3", "4", "5", "6"]
     finally:
@@ -459,9 +478,9 @@ def test_a_coordinator_logs_json_where_that_is_asked_for(desk: Desk, conn: Conne
 
 
 def test_run_logs_json_too(desk: Desk) -> None:
-    done = desk.call("run", desk.plan("true"), "--log-format", "json")
-    assert done.returncode == 0
-    moves = [json.loads(line) for line in done.stderr.splitlines()]
+    result = desk.call("run", desk.plan("true"), "--log-format", "json")
+    assert result.returncode == 0
+    moves = [json.loads(line) for line in result.stderr.splitlines()]
     assert [move["to"] for move in moves if "to" in move] == ["ready", "running", "completed"]
     assert moves[-1]["reason"] == "exited with status 0"
 

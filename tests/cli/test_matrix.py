@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def test_without_an_engine_and_a_package_it_is_said_that_nothing_was_tried(tmp_path: Path) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(Path(__file__).parents[1] / "matrix.py"), "13"],
         env=os.environ | {"DOCKER_HOST": "tcp://127.0.0.1:1", "PATH": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0
-    assert "skipped: PostgreSQL 13 (no Docker engine: " in done.stdout
-    assert "all passed" not in done.stdout
+    assert result.returncode == 0
+    assert "skipped: PostgreSQL 13 (no Docker engine: " in result.stdout
+    assert "all passed" not in result.stdout

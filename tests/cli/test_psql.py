@@ -168,7 +168,7 @@ def test_ones_own_psqlrc_is_read_too_and_has_the_last_word(
 
 
 def run(environment: dict[str, str], *arguments: str, typed: str = "") -> tuple[int, str, str]:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pgcoord", "psql", *arguments],
         env=environment,
         input=typed,
@@ -177,7 +177,7 @@ def run(environment: dict[str, str], *arguments: str, typed: str = "") -> tuple[
         timeout=PATIENCE,
         check=False,
     )
-    return done.returncode, done.stdout, done.stderr
+    return result.returncode, result.stdout, result.stderr
 
 
 def test_what_psql_itself_takes_is_passed_on(environment: dict[str, str]) -> None:
@@ -192,8 +192,12 @@ def test_what_psql_itself_takes_is_passed_on(environment: dict[str, str]) -> Non
 
 def test_a_shortcut_may_be_given_as_a_command(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pgcoord", "psql", "-c", ":slots", "-c", "select 'after'"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert [" slot |" in done.stdout, " after" in done.stdout, done.stderr] == [True, True, ""]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert [" slot |" in result.stdout, " after" in result.stdout, result.stderr] == [
+        True,
+        True,
+        "",
+    ]
 
 
 def test_dsn_may_stand_anywhere(environment: dict[str, str]) -> None:

@@ -20,18 +20,20 @@ def rows() -> Iterator[tuple[str, str, str]]:
                 yield table.title, first, meaning
 
 
-def test_the_page_is_what_the_code_says() -> None:
+def test_the_reference_page_follows_from_the_code() -> None:
     page = (ROOT / "docs" / "reference.md").read_text()
     assert page == reference.markdown(), "renew it: make reference"
 
 
 def test_each_key_variable_and_status_has_its_words() -> None:
-    found = list(rows())
-    assert len(found) > 150
-    assert [each for each in found if not each[2]] == [], "say in pgcoord/reference.toml what it is"
+    actual = list(rows())
+    assert len(actual) > 150
+    assert [each for each in actual if not each[2]] == [], (
+        "say in pgcoord/reference.toml what it is"
+    )
 
 
-def test_no_words_are_about_what_is_not_there() -> None:
+def test_no_words_of_the_reference_are_about_removed_things() -> None:
     said = reference.words()
     keys: dict[str, set[str]] = {}
     for name, readers in known_keys().items():

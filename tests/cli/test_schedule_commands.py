@@ -11,9 +11,9 @@ from support.desk import CONFIGURATION, Desk, address_of, until
 
 def test_a_schedule_from_its_creation_to_its_end(desk: Desk, conn: Connection) -> None:
     plan = desk.plan("echo one", "true")
-    said = desk.say("schedule", "create", "nightly", "0 3 * * *", plan, "--timezone", "UTC")
-    assert said.startswith("schedule nightly is created: next 2")
-    assert said.endswith("03:00 UTC; no coordinator runs: 'pgcoord serve' starts it then")
+    output = desk.say("schedule", "create", "nightly", "0 3 * * *", plan, "--timezone", "UTC")
+    assert output.startswith("schedule nightly is created: next 2")
+    assert output.endswith("03:00 UTC; no coordinator runs: 'pgcoord serve' starts it then")
     refused = desk.call("schedule", "create", "nightly", "0 4 * * *", plan)
     assert (refused.returncode, refused.stderr.splitlines()[0]) == (
         3,
@@ -63,7 +63,7 @@ def test_times_that_cannot_be_are_refused_with_a_hint(desk: Desk) -> None:
 
 
 @pytest.mark.scale
-def test_what_the_configuration_declares_goes_by_the_file_whoever_leads(
+def test_declared_schedules_follow_the_file_of_each_leader(
     desk: Desk, conn: Connection, dsn: str
 ) -> None:
     table = '[schedule.nightly]\nplan = "plan.md"\ncron = "0 3 * * *"\ntimezone = "UTC"\n'
@@ -108,7 +108,7 @@ def test_what_the_configuration_declares_goes_by_the_file_whoever_leads(
     until(dsn, "count(*) = 0 from pgcoord.schedule")
 
 
-def test_a_schedule_that_the_database_refuses_is_shown_and_what_its_plan_notes_is_logged(
+def test_a_refused_schedule_is_shown_and_notes_of_its_plan_are_logged(
     desk: Desk,
 ) -> None:
     desk.write("plan.md", "# T\n## Phase 0: a\nLock: {param.to}\n\ntrue\n## Phase 1: b\n\ntrue\n")

@@ -57,7 +57,7 @@ def reporting(desk: Desk) -> Desk:
     return desk
 
 
-def test_a_workflow_reports_by_what_it_was_given(
+def test_a_workflow_reports_with_its_own_variables(
     reporting: Desk, dsn: str, conn: Connection
 ) -> None:
     serving = reporting.start("serve")
@@ -175,8 +175,8 @@ def test_what_the_server_refuses_is_told_with_an_exit_status(reporting: Desk, ds
 
 
 def test_report_outside_of_a_workflow_says_so(desk: Desk) -> None:
-    done = desk.call("report", "completed")
-    assert (done.returncode, done.stderr.splitlines()) == (
+    result = desk.call("report", "completed")
+    assert (result.returncode, result.stderr.splitlines()) == (
         5,
         [
             "pgcoord: PGCOORD_QUEUE_ID is not set",
@@ -190,18 +190,18 @@ def test_a_port_that_is_taken_is_one_line_with_the_remedy(desk: Desk) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        done = desk.call("serve", "--port", str(port))
-    assert done.returncode == 7
-    assert done.stderr.splitlines() == [
+        result = desk.call("serve", "--port", str(port))
+    assert result.returncode == 7
+    assert result.stderr.splitlines() == [
         f"pgcoord: cannot serve on 127.0.0.1:{port}: address already in use",
         "  Stop what uses it (another 'pgcoord serve'?), or choose another: --port.",
     ]
 
 
 def test_another_address_needs_a_token(desk: Desk) -> None:
-    done = desk.call("serve", "--host", "0.0.0.0")
-    assert done.returncode == 7
-    first, hint = done.stderr.splitlines()
+    result = desk.call("serve", "--host", "0.0.0.0")
+    assert result.returncode == 7
+    first, hint = result.stderr.splitlines()
     assert first.startswith("pgcoord: 0.0.0.0 can be reached by others: PGCOORD_TOKEN")
     assert "PGCOORD_TOKEN" in hint
     program = desk.start("serve", "--host", "0.0.0.0", PGCOORD_TOKEN="t" * 20)
@@ -261,7 +261,7 @@ def test_a_hang_up_has_a_changed_configuration_read(desk: Desk, dsn: str, conn: 
     assert [desk.say("logs", phase) for phase in ("2.1", "2.2")] == ["anew", "late"]
     desk.write("pgcoord.toml", "[workflow.sh]\ncommand = 1\n")
     program.send(signal.SIGHUP)
-    program.until("the configuration stays as it was: .*workflow.sh.command: expected a list")
+    program.until("the configuration is unchanged: .*workflow.sh.command: expected a list")
     gate.write_text("")
     until(dsn, "count(*) = 3 from phase_queue where status = 'completed'")
     program.send(signal.SIGTERM)
@@ -340,7 +340,7 @@ def test_a_stop_ends_although_the_database_is_frozen(desk: Desk, conn: Connectio
         for each in sessions:
             os.kill(each["pid"], signal.SIGSTOP)
         program.send(signal.SIGTERM)
-        program.until("not stopped in order")
+        program.until("no clean stop within")
         assert program.wait() == 128 + signal.SIGTERM
     finally:
         for each in sessions:
@@ -409,10 +409,10 @@ def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Conne
     url = f"http://{address_of(program)}"
 
     def curl(path: str, *arguments: str) -> Any:
-        done = subprocess.run(
+        result = subprocess.run(
             ["curl", "-sS", *arguments, url + path], capture_output=True, text=True, check=True
         )
-        return json.loads(done.stdout)
+        return json.loads(result.stdout)
 
     post = ("-X", "POST", "-H", "Content-Type: application/json")
     feature = curl(
@@ -452,3 +452,15 @@ def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Conne
     rows = [row for row in curl("/api/v1/queue") if row["feature_id"] == feature["id"]]
     assert [row["depends_on_phases"] for row in rows] == [[], [1], [1]]
     assert rows[0]["status"] == "completed"
+
+
+def test_serve_leads_without_the_modules_of_the_web_server() -> None:
+    code = (
+        "import sys; from pgcoord.__main__ import make_app; make_app(['serve'])\n"
+        "import pgcoord.commands.running, pgcoord.coordination.coordinator\n"
+        "import pgcoord.http.access, pgcoord.http.sockets, pgcoord.database.schema\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    later = {"uvicorn", "starlette", "jinja2", "websockets", "markdown_it"}
+    assert later & {*done.stdout.split()} == set()

@@ -97,16 +97,16 @@ def test_no_command_prints_escape_sequences_of_a_client(
 
 
 def test_a_long_line_of_a_log_is_quoted_but_not_printed(desk: Desk) -> None:
-    done = desk.call("run", desk.plan("head -c 4000 /dev/zero | tr '\\0' x; exit 1"))
-    assert done.returncode == 1
-    assert "x" * 150 in done.stdout
-    assert max(map(len, done.stdout.splitlines())) < 500
+    result = desk.call("run", desk.plan("head -c 4000 /dev/zero | tr '\\0' x; exit 1"))
+    assert result.returncode == 1
+    assert "x" * 150 in result.stdout
+    assert max(map(len, result.stdout.splitlines())) < 500
 
 
 def test_a_status_beyond_the_signals_names_none(desk: Desk) -> None:
-    done = desk.call("run", desk.plan("exit 255"))
-    assert "exited with status 255" in done.stdout
-    assert "signal" not in done.stdout
+    result = desk.call("run", desk.plan("exit 255"))
+    assert "exited with status 255" in result.stdout
+    assert "signal" not in result.stdout
     assert "exited with status 130 (signal 2)" in desk.call("run", desk.plan("exit 130")).stdout
 
 
@@ -133,17 +133,19 @@ def test_a_report_needs_no_current_folder(desk: Desk) -> None:
         '[server]\nport = 0\n[workflow.sh]\ncommand = ["sh", "-c", "{prompt}"]\n'
         'default = true\nreports = true\nenvironment = ["PYTHONPATH"]\n',
     )
-    done = desk.call("run", desk.plan(report), PYTHONPATH=str(OURS.parent))
-    assert (done.returncode, "completed" in done.stdout) == (0, True), done
+    result = desk.call("run", desk.plan(report), PYTHONPATH=str(OURS.parent))
+    assert (result.returncode, "completed" in result.stdout) == (0, True), result
 
 
 def test_commands_that_need_no_folder_need_none(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: []})
     for command in (["status"], ["why", "1.1"], ["pause"], ["resume"], ["skip", "1.1"]):
-        done = call_from_nowhere(desk, *command, *(["--reason", "x"] if "skip" in command else []))
-        assert (done.returncode, done.stderr) == (0, ""), (command, done)
-    done = call_from_nowhere(desk, "run", "plan.md")
-    assert (done.returncode, done.stderr) == (
+        result = call_from_nowhere(
+            desk, *command, *(["--reason", "x"] if "skip" in command else [])
+        )
+        assert (result.returncode, result.stderr) == (0, ""), (command, result)
+    result = call_from_nowhere(desk, "run", "plan.md")
+    assert (result.returncode, result.stderr) == (
         7,
         "pgcoord: the current folder was removed\n  This command needs one: change to another.\n",
     )
@@ -159,8 +161,8 @@ def test_the_error_of_a_report_is_cut_in_its_middle_not_refused(
         '[server]\nport = 0\n[workflow.sh]\ncommand = ["sh", "-c", "{prompt}"]\n'
         'default = true\nreports = true\nenvironment = ["PYTHONPATH"]\n',
     )
-    done = desk.call("run", desk.plan(report), PYTHONPATH=str(OURS.parent))
-    assert done.returncode == 1, done
+    result = desk.call("run", desk.plan(report), PYTHONPATH=str(OURS.parent))
+    assert result.returncode == 1, result
     [row] = conn.execute("select status, error_message from phase_queue").fetchall()
     assert row["status"] == "failed"
     assert re.fullmatch(

@@ -56,7 +56,7 @@ def test_logs_take_a_whole_feature(desk: Desk) -> None:
     assert desk.call("logs", "-f", "1").returncode == 2
 
 
-def test_a_dry_run_says_what_would_run_and_starts_nothing(desk: Desk, conn: Connection) -> None:
+def test_a_dry_run_shows_its_phases_and_starts_nothing(desk: Desk, conn: Connection) -> None:
     desk.write(
         "pgcoord.toml",
         """
@@ -68,8 +68,8 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(desk: Desk, conn: Conn
         """,
     )
     plan = desk.plan("one", "two", "three", depends_on="none")
-    said = desk.say("run", "--dry-run", plan, API_KEY="x").splitlines()
-    assert said[:8] == [
+    output = desk.say("run", "--dry-run", plan, API_KEY="x").splitlines()
+    assert output[:8] == [
         "A plan: 3 phases; nothing is run",
         "wave 1",
         "  phase 1  Step 1",
@@ -79,7 +79,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(desk: Desk, conn: Conn
         f"    folder: {desk.folder}",
         "    environment: PATH, HOME, API_KEY",
     ]
-    assert "    not set: OTHER_KEY" in said
+    assert "    not set: OTHER_KEY" in output
     found = loaded(desk.say("run", "--dry-run", "--json", plan))
     assert [[phase["phase"] for phase in wave] for wave in found["waves"]] == [[1, 2, 3]]
     assert statuses(conn) == {}
@@ -120,15 +120,15 @@ def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None
     assert desk.call("status", "1").returncode == 4
 
 
-def test_a_client_who_deletes_is_told_who_may(
+def test_a_client_that_deletes_is_refused_with_the_owner(
     desk: Desk, conn: Connection, dsn: str, logins: dict[str, str]
 ) -> None:
     desk.say("submit", desk.plan("true"))
     theirs = make_conninfo(dsn, user=logins["client"], password="secret")
     for target in ("1", "1.1"):
-        done = desk.call("delete", target, "--yes", "--dsn", theirs)
-        assert done.returncode == 6
-        assert done.stderr.splitlines()[1:] == [
+        result = desk.call("delete", target, "--yes", "--dsn", theirs)
+        assert result.returncode == 6
+        assert result.stderr.splitlines()[1:] == [
             "  Only the owner of the database deletes; 'pgcoord cancel' keeps the history."
         ]
 
@@ -139,11 +139,11 @@ def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> Non
         command = [sys.executable, "-m", "pgcoord", *arguments]
         if given is None:
             command = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
-        done = subprocess.run(
+        result = subprocess.run(
             command, input=given, env=desk.environment, cwd=desk.folder, capture_output=True
         )
-        output = (done.stdout.decode(), done.stderr.decode())
-        return subprocess.CompletedProcess(arguments, done.returncode, *output)
+        output = (result.stdout.decode(), result.stderr.decode())
+        return subprocess.CompletedProcess(arguments, result.returncode, *output)
 
     text = "\ufeff# P\n## Phase 1: Ä\ntrue\n".encode()
     done = piped(text, "submit", "-")
@@ -252,23 +252,23 @@ def test_json_on_stdout_is_one_document_or_nothing(desk: Desk, conn: Connection)
         (9, "doctor"),
         (0, "upgrade"),
     ):
-        done = desk.call(*shlex.split(command), "--json")
-        if done.returncode != status:
-            wrong.append((command, done))
+        result = desk.call(*shlex.split(command), "--json")
+        if result.returncode != status:
+            wrong.append((command, result))
             continue
-        if done.stdout:
-            found = json.loads(done.stdout, parse_constant=refuse)
+        if result.stdout:
+            found = json.loads(result.stdout, parse_constant=refuse)
             assert shape_of(found) in shapes(command), (command, shape_of(found))
-        assert bool(done.stdout) == (status in (0, 1) or command in ("retry 1.1 1.2", "doctor")), (
-            command
-        )
+        assert bool(result.stdout) == (
+            status in (0, 1) or command in ("retry 1.1 1.2", "doctor")
+        ), command
     assert not wrong
 
 
 def test_run_prints_the_feature_at_its_end_as_json(desk: Desk) -> None:
-    done = desk.call("run", "--json", desk.plan("true", "exit 1"))
-    found = loaded(done.stdout)
-    assert done.returncode == 1
+    result = desk.call("run", "--json", desk.plan("true", "exit 1"))
+    found = loaded(result.stdout)
+    assert result.returncode == 1
     assert [phase["status"] for phase in found["phases"]] == ["completed", "failed"]
     assert loaded(desk.call("attach", "1", "--json").stdout)["id"] == 1
 
@@ -285,8 +285,8 @@ def test_run_prints_the_feature_at_its_end_as_json(desk: Desk) -> None:
 def test_a_phase_that_is_not_there_has_its_nearest_named(desk: Desk, name: str, hint: str) -> None:
     desk.say("submit", desk.plan("true", "true"))
     for command in ("why", "logs", "retry", "result"):
-        done = desk.call(command, name)
-        assert (done.returncode, done.stderr) == (
+        result = desk.call(command, name)
+        assert (result.returncode, result.stderr) == (
             4,
             f"pgcoord: there is no phase {name}\n  {hint}\n",
         )
@@ -309,8 +309,8 @@ def test_a_phase_that_is_not_there_has_its_nearest_named(desk: Desk, name: str, 
     ],
 )
 def test_a_feature_that_is_not_there_is_told_in_one_wording(desk: Desk, command: str) -> None:
-    done = desk.call(*shlex.split(command))
-    assert (done.returncode, done.stderr) == (
+    result = desk.call(*shlex.split(command))
+    assert (result.returncode, result.stderr) == (
         4,
         "pgcoord: there is no feature 9\n  'pgcoord status --all' shows those that exist.\n",
     )
@@ -371,7 +371,7 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["nothing-like-it"], [""]),
     ],
 )
-def test_bash_completes_what_is_typed(desk: Desk, typed: list[str], completed: list[str]) -> None:
+def test_bash_completes_words(desk: Desk, typed: list[str], completed: list[str]) -> None:
     program = Path(sys.executable).with_name("pgcoord")
     given = desk.environment | {"PATH": f"{program.parent}{os.pathsep}{desk.environment['PATH']}"}
     shell = ["bash", "--norc", "-c"]
@@ -395,15 +395,15 @@ def test_run_names_the_work_that_the_branch_of_the_feature_lacks(desk: Desk) -> 
     )
     two = "## Phase 2: two\nDepends on: none\n\necho 2 > same\n"
     plan = f"# Sides\n## Phase 1: one\n\necho 1 > same\n{two}"
-    done = desk.call("run", desk.write("sides.md", plan))
-    assert done.returncode == 0, done.stderr
+    result = desk.call("run", desk.write("sides.md", plan))
+    assert result.returncode == 0, result.stderr
     assert re.search(
         r"the branch of the feature lacks the work of phase [12]: pgcoord/queue-\d+-[12] cannot be"
         r" merged into pgcoord/feature-\d+: conflict in same\n",
-        done.stderr,
+        result.stderr,
     )
 
 
 def test_the_cause_of_a_failure_is_named_where_the_log_goes_on(desk: Desk) -> None:
-    done = desk.call("run", desk.plan("echo first; echo 'error: lost'; echo rest; exit 3"))
-    assert "phase 1 failed: exited with status 3: error: lost\n" in done.stdout, done.stdout
+    result = desk.call("run", desk.plan("echo first; echo 'error: lost'; echo rest; exit 3"))
+    assert "phase 1 failed: exited with status 3: error: lost\n" in result.stdout, result.stdout

@@ -66,14 +66,14 @@ def preview(conn: Connection, action: str, queue_id: str) -> list[tuple[int, str
 def test_the_longest_path_is_critical_and_ends_the_feature(conn: Connection) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
     hours(conn, feature, p1=1, p2=1, p3=2, p4=1)
-    found = forecast(conn, feature)
-    assert [n for n, row in found.items() if row["critical"]] == [1, 3, 4]
-    assert [row["layer"] for row in found.values()] == [0, 1, 1, 2]
+    actual = forecast(conn, feature)
+    assert [n for n, row in actual.items() if row["critical"]] == [1, 3, 4]
+    assert [row["layer"] for row in actual.values()] == [0, 1, 1, 2]
     assert finish(conn, feature)["path"] == [1, 3, 4]
     assert in_hours(conn, finish(conn, feature)["ends_at"]) == 4
 
 
-def test_what_has_completed_takes_no_time_and_is_on_no_path(conn: Connection) -> None:
+def test_completed_phases_take_no_time_and_are_on_no_path(conn: Connection) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})
     hours(conn, feature, p1=1, p2=2)
     conn.execute("select pgcoord.skip_phase(%s, 'x')", [f"queue-{feature}-1"])
@@ -159,7 +159,7 @@ def test_an_expected_end_stays_until_it_has_passed(conn: Connection, epoch: int)
     assert [ends_after(minutes) for minutes in (30, 54, 66, 114, 126, 216)] == [2, 2, 3, 3, 5, 5]
 
 
-def test_a_running_phase_needs_what_is_left_of_the_usual(conn: Connection, epoch: int) -> None:
+def test_a_running_phase_needs_the_rest_of_its_usual_time(conn: Connection, epoch: int) -> None:
     ran(conn, epoch, add_feature(conn, {n + 1: [] for n in range(3)}), minutes=60)
     feature = add_feature(conn, {1: []})
     [queue_id] = claim(conn, epoch)
@@ -354,7 +354,7 @@ def end_processes(conn: Connection, feature: int) -> None:
 
 
 @pytest.mark.scale
-def test_a_preview_shows_what_the_action_then_does(conn: Connection, epoch: int) -> None:
+def test_a_preview_equals_the_outcome_of_its_action(conn: Connection, epoch: int) -> None:
     """Every action on a phase in every state, alone and with phases around it."""
     for action, shape, state in itertools.product(ACTIONS, SHAPES, STANDS):
         if (shape, state) == ("alone", "blocked"):
@@ -378,7 +378,7 @@ def test_a_preview_shows_what_the_action_then_does(conn: Connection, epoch: int)
             ] == [(n, before[n], after[n]) for n in before if before[n] != after[n]]
 
 
-def test_a_preview_of_cancelling_what_runs_says_that_it_is_ended_first_and_what_is_blocked_then(
+def test_a_preview_of_cancelling_a_running_phase_names_its_end_and_blocked_phases(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})
@@ -416,9 +416,7 @@ def listed(conn: Connection, show: str, search: str | None = None) -> list[int]:
     return [row["id"] for row in found]
 
 
-def test_features_are_listed_by_what_they_are_and_found_by_their_names(
-    conn: Connection, epoch: int
-) -> None:
+def test_features_are_filtered_by_status_and_found_by_name(conn: Connection, epoch: int) -> None:
     done, planned, running, empty = (
         add_feature(conn, {1: []}),
         add_feature(conn, {1: [], 2: [1]}),
@@ -461,7 +459,7 @@ def test_the_line_is_in_the_order_of_claims(conn: Connection) -> None:
     }
 
 
-def test_what_nobody_can_run_is_not_in_line(conn: Connection, epoch: int) -> None:
+def test_phases_that_no_coordinator_can_run_are_not_in_line(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: [], 2: []})
     conn.execute("""update phase_queue set phase_data = '{"workflow_type": "strange"}'
         where phase_number = 1""")
@@ -476,6 +474,6 @@ def test_another_priority_and_another_plan_leave_events(conn: Connection) -> Non
     conn.execute("update planned_features set plan = '[]' where id = %s", [feature])
     kinds = rows(conn, "select kind, reason from pgcoord.event order by id desc limit 2")
     assert [tuple(row.values()) for row in kinds] == [
-        ("feature_changed", None),
+        ("feature_changed", "plan"),
         ("phase_reprioritised", "priority 50 → 7"),
     ]

@@ -211,14 +211,14 @@ def _try(
         "DATA": json.dumps(DATA),
     }
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             client.command, env=environment, capture_output=True, text=True, timeout=SCRIPT_TIMEOUT
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return "fails", str(error)
-    if done.returncode:
-        return "fails", f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
-    return _judge(client, feature, conn, done.stdout)
+    if result.returncode:
+        return "fails", f"exit status {result.returncode}\n{result.stdout}{result.stderr}"
+    return _judge(client, feature, conn, result.stdout)
 
 
 def _judge(client: Client, feature: int, conn: psycopg.Connection, said: str) -> tuple[str, str]:
@@ -265,8 +265,8 @@ def _succeeds(command: Sequence[str]) -> bool:
 
 def _relay(dsn: str) -> int:
     """Pass TCP on to the socket of the server, for clients that know no other; return the port."""
-    given = conninfo_to_dict(dsn)
-    target = f"{given['host']}/.s.PGSQL.{given.get('port', 5432)}"
+    values = conninfo_to_dict(dsn)
+    target = f"{values['host']}/.s.PGSQL.{values.get('port', 5432)}"
     listener = socket.create_server(("127.0.0.1", 0))
 
     def pass_on(source: socket.socket, sink: socket.socket) -> None:

@@ -111,7 +111,7 @@ async def test_a_process_that_outstays_its_linger_is_ended_and_changes_nothing(
     assert (attempt["outcome"], attempt["exit_code"]) == ("completed", 9)
 
 
-async def test_what_runs_keeps_the_settings_of_its_start(
+async def test_a_running_phase_keeps_the_settings_of_its_start(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -189,7 +189,7 @@ async def test_a_process_that_ignores_term_is_killed_with_its_group(
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
-async def test_what_a_daemonising_child_leaves_behind_is_ended_and_named(
+async def test_processes_of_a_daemonising_child_are_ended_and_named(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     ready = tmp_path / "ready"
@@ -251,7 +251,7 @@ async def test_ten_megabytes_of_output_do_not_block(dsn: str, watch: Watch, tmp_
         ({"command": ("echo", "{prompt}")}, "cannot start "),
     ],
 )
-async def test_what_cannot_be_started_fails_with_its_reason(
+async def test_a_command_that_cannot_be_started_fails_with_its_reason(
     settings: dict[str, object], reason: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("x" * 200_000)
@@ -288,7 +288,7 @@ async def test_a_prompt_of_five_megabytes_reaches_its_process_to_the_letter(
     assert out.read_bytes() == prompt.encode()
 
 
-async def test_a_process_is_told_who_it_is_and_gets_no_other_variables(
+async def test_a_process_gets_the_variables_of_its_attempt_and_no_others(
     dsn: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_OF_MINE", "x")
@@ -298,9 +298,9 @@ async def test_a_process_is_told_who_it_is_and_gets_no_other_variables(
     async with running(make_coordinator(dsn, tmp_path, work)):
         (row,) = await watch.until_statuses("completed")
     lines = (tmp_path / "env").read_text().splitlines()
-    found = dict(line.split("=", 1) for line in lines)
+    actual = dict(line.split("=", 1) for line in lines)
     attempt = await watch.one("select adw_id, secret, folder from pgcoord.attempt")
-    assert {name: found.pop(name) for name in list(found) if name.startswith("PGCOORD_")} == {
+    assert {name: actual.pop(name) for name in list(actual) if name.startswith("PGCOORD_")} == {
         "PGCOORD_QUEUE_ID": "queue-1-1",
         "PGCOORD_FEATURE_ID": "1",
         "PGCOORD_PHASE_NUMBER": "1",
@@ -313,7 +313,7 @@ async def test_a_process_is_told_who_it_is_and_gets_no_other_variables(
         "PGCOORD_INSTALLATION": attempt["folder"].split("/")[-2],
         "PGCOORD_WEBHOOK_SECRET": attempt["secret"],
     }
-    assert found.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} <= {
+    assert actual.keys() - {"PWD", "OLDPWD", "SHLVL", "_"} <= {
         *("PATH", "HOME", "USER", "LANG", "TMPDIR", "LET_THROUGH")
     }
 

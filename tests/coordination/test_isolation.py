@@ -108,7 +108,7 @@ async def test_a_locked_phase_holds_up_no_other_phase_of_its_feature(
 
 
 @pytest.mark.parametrize("locked", ["queue-1-1", "queue-1-2", "queue-1-3"])
-async def test_an_end_waits_for_what_it_changes_and_shows_it(
+async def test_an_end_waits_for_rows_that_it_changes_and_shows_the_wait(
     locked: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -121,6 +121,30 @@ async def test_an_end_waits_for_what_it_changes_and_shows_it(
             (row,) = await watch.all("select lock from pgcoord.unrecorded")
             assert row["lock"] == f"phase {locked}"
         await watch.until_statuses("failed", "blocked", "blocked")
+
+
+async def test_an_end_that_waits_for_a_lock_counts_from_when_it_was(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}")
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("running")
+        async with holding(dsn, lock_phase("queue-1-1")):
+            gate.open()
+            await watch.until_found("select from pgcoord.unrecorded")
+            # Its time is up only now.
+            await watch.all("update pgcoord.attempt set deadline = now() returning id")
+            await watch.all("select pg_notify('pgcoord_wake', '') is null")
+            await watch.until_found("select from pgcoord.attempt where ending = 'timed_out'")
+            await watch.until_found(
+                "select from pgcoord.attempt where deadline < clock_timestamp() - interval '2 s'"
+            )
+        await watch.until_statuses("completed")
+    assert await watch.one(
+        "select outcome, ended_at < deadline as in_time, finished_timestamp = ended_at as same"
+        " from pgcoord.attempt join phase_queue using (queue_id)"
+    ) == {"outcome": "completed", "in_time": True, "same": True}
 
 
 @pytest.mark.scale
@@ -225,7 +249,7 @@ async def test_stopping_leaves_an_end_that_waits_for_a_lock_to_the_next_coordina
     assert row["error_message"].startswith("exited with status 3")
 
 
-async def test_an_end_that_waits_is_seen_with_who_holds_it_up(
+async def test_an_end_that_waits_is_shown_with_the_holder_of_its_lock(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")

@@ -337,7 +337,7 @@ async def test_a_network_that_is_away_costs_no_attempt(
         ({"exists": False}, "no repository, or no right to see it (Not Found)"),
     ],
 )
-async def test_what_no_waiting_mends_fails_the_phase_with_the_reason(
+async def test_a_permanent_refusal_of_github_fails_the_phase_with_the_reason(
     broken: dict[str, Any], words: str, make: Make, github: FakeGitHub, watch: Watch
 ) -> None:
     for name, value in broken.items():
@@ -379,7 +379,7 @@ async def test_a_repository_without_the_right_to_label_still_gets_its_issue(
     assert github.issues[0]["labels"] == []
 
 
-async def test_labels_are_made_once_with_what_they_mean(
+async def test_labels_are_made_once_with_their_descriptions(
     make: Make, github: FakeGitHub, watch: Watch
 ) -> None:
     await watch.submit("true", "true")

@@ -236,7 +236,7 @@ async def test_a_server_that_takes_nothing_we_write_is_tried_less_and_less_often
         await watch.until_statuses("completed")
 
 
-async def test_what_people_have_set_as_isolation_level_is_not_ours(
+async def test_a_coordinator_runs_under_any_default_isolation_level(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     name = watch.conn.info.dbname
@@ -316,8 +316,8 @@ async def test_a_server_that_refuses_for_good_ends_the_coordinator_at_once(
 @asynccontextmanager
 async def cutting_when_idle(dsn: str, seconds: float) -> AsyncIterator[str]:
     """A way to the server on which a connection is cut once nothing has passed for *seconds*."""
-    given = conninfo_to_dict(dsn)
-    host, port = str(given["host"]), int(given.get("port") or 5432)
+    values = conninfo_to_dict(dsn)
+    host, port = str(values["host"]), int(values.get("port") or 5432)
 
     async def pump(
         source: asyncio.StreamReader, sink: asyncio.StreamWriter, moved: list[float]
@@ -355,7 +355,7 @@ async def cutting_when_idle(dsn: str, seconds: float) -> AsyncIterator[str]:
 
 
 @pytest.mark.scale
-async def test_what_cuts_idle_connections_is_named_with_its_time(
+async def test_a_setting_that_cuts_idle_connections_is_named_with_its_time(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with cutting_when_idle(dsn, 1.0) as way, running(make_coordinator(way, tmp_path)):

@@ -21,7 +21,7 @@ from support.database import Connection, add_feature, claim, start
 from support.serving import SECRET
 
 from pgcoord.configuration.model import Notify
-from pgcoord.http.server import bind, url_of
+from pgcoord.http.sockets import bind, url_of
 
 
 @dataclass
@@ -120,7 +120,7 @@ async def test_people_are_told_at_least_once_and_a_dead_receiver_holds_up_nothin
     assert left[0]["tries"]
 
 
-def test_notices_are_rows_of_the_same_transaction_and_only_for_those_who_want_them(
+def test_notices_are_rows_of_the_same_transaction_for_subscribed_targets_only(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [], 2: []})

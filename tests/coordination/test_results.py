@@ -90,7 +90,7 @@ async def test_a_result_file_that_cannot_be_used_fails_the_phase(
     assert row["error_message"].startswith(f"its result file cannot be used: {error}")
 
 
-async def test_what_an_attempt_cost_counts_though_its_result_is_refused(
+async def test_costs_of_an_attempt_count_though_its_result_is_refused(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(write({"summary": 1, "cost_usd": 0.5, "tokens_in": 7}), max_attempts=1)
@@ -102,7 +102,7 @@ async def test_what_an_attempt_cost_counts_though_its_result_is_refused(
     }
 
 
-async def test_the_page_of_agents_says_what_is_written_and_what_is_read(
+async def test_the_page_of_agents_documents_the_variables_and_files_in_use(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     blocks = list(blocks_of(PAGE))

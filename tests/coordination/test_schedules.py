@@ -83,7 +83,7 @@ async def test_two_coordinators_and_a_kill_between_start_each_due_time_once(
     assert one(conn, "select count(*) as n from planned_features") == {"n": len(runs)}
 
 
-async def test_what_never_comes_is_an_error_of_its_row_and_holds_up_nothing(
+async def test_a_schedule_that_is_never_due_has_an_error_and_holds_up_no_other(
     dsn: str,
     conn: Connection,
     watch: Watch,

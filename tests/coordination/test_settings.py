@@ -116,15 +116,15 @@ def set_in_service_file(desk: Desk, dsn: str) -> list[str]:
         ),
     ],
 )
-def test_a_plan_runs_to_its_end_whatever_is_set(
+def test_a_plan_runs_to_its_end_under_any_isolation_level(
     settings: Callable[[Desk, str], list[str]], desk: Desk, dsn: str
 ) -> None:
     to = settings(desk, dsn)
     plan = desk.plan(PROMPT, "exit 3")
-    done = desk.call("run", plan, *to)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert "1 of 2 phases" in done.stdout
+    result = desk.call("run", plan, *to)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert "1 of 2 phases" in result.stdout
     assert "exited with status 3" in desk.say("why", "1.2", *to)
     assert "failed" in desk.say("status", "--all", *to)
     assert desk.call("retry", "1.2", *to).returncode == 0
@@ -142,10 +142,10 @@ def test_triggers_that_are_switched_off_for_the_session_are_refused_or_switched_
         conn.execute(f"create role user_of_{conn.info.dbname} login".encode())
         user = f"user_of_{conn.info.dbname}"
     assert desk.call("run", desk.plan("true"), "--dsn", dsn).returncode == 0
-    done = desk.call("status", "--dsn", make_conninfo(dsn, user=user))
-    assert done.returncode == 6
-    assert "session_replication_role" in done.stderr
-    assert "alter role … reset session_replication_role" in done.stderr
+    result = desk.call("status", "--dsn", make_conninfo(dsn, user=user))
+    assert result.returncode == 6
+    assert "session_replication_role" in result.stderr
+    assert "alter role … reset session_replication_role" in result.stderr
 
 
 @pytest.fixture
@@ -175,10 +175,10 @@ def test_a_server_without_a_free_connection_is_waited_for(
 def test_a_session_that_only_reads_is_refused_with_the_settings_name(desk: Desk, dsn: str) -> None:
     desk.environment["PGOPTIONS"] = "-c default_transaction_read_only=on"
     for arguments in (["run", desk.plan("true")], ["serve"], ["upgrade"]):
-        done = desk.call(*arguments, "--dsn", dsn)
-        assert done.returncode == 6
-        assert "default_transaction_read_only is on" in done.stderr
-        assert "set default_transaction_read_only = off overrules it" in done.stderr
+        result = desk.call(*arguments, "--dsn", dsn)
+        assert result.returncode == 6
+        assert "default_transaction_read_only is on" in result.stderr
+        assert "set default_transaction_read_only = off overrules it" in result.stderr
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["", "late"])

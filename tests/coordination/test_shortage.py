@@ -48,7 +48,11 @@ async def test_phases_wait_while_the_disk_of_their_runs_is_full(
     async with watching(dsn) as watch, coordinator_process(dsn, tmp_path, setting=SOON) as it:
         await watch.submit("true", "true")
         await it.until("cannot be started now: no space left")
+        await watch.until_found("select from pgcoord.slots where waits_for like 'no space left%%'")
+        (row,) = await watch.all("select words from pgcoord.why('queue-1-1')")
+        assert row["words"].endswith("its process cannot be started now: no space left on device")
         full.unlink()  # noqa: ASYNC240
         await watch.until_statuses("completed", "completed")
+        assert await watch.all("select from pgcoord.attempt where waits_for is not null") == []
         (row,) = await watch.all("select count(*) as n from pgcoord.attempt")
         assert row["n"] == 2

@@ -136,7 +136,7 @@ async def test_a_frozen_leader_behind_a_pool_in_session_mode_is_replaced(
 
 
 @pytest.mark.scale
-async def test_what_a_frozen_leader_was_about_to_start_was_given_up_by_its_host(
+async def test_a_start_by_a_frozen_leader_was_given_up_by_its_host(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(f"echo >> {tmp_path}/starts")
@@ -243,7 +243,7 @@ async def test_a_stand_by_sees_to_the_processes_of_its_host_under_the_lead_of_an
 
 
 @pytest.mark.scale
-async def test_a_stand_by_gives_back_what_its_host_had_not_started(
+async def test_a_stand_by_gives_back_attempts_that_its_host_had_not_started(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(f"echo $PGCOORD_ATTEMPT >> {tmp_path}/starts")
@@ -286,7 +286,7 @@ async def test_a_drained_leader_lets_another_lead_and_ends_with_its_last_process
     await watch.until_statuses("completed", "completed")
 
 
-async def test_a_drained_coordinator_that_runs_alone_still_ends_what_is_cancelled(
+async def test_a_drained_coordinator_that_runs_alone_still_ends_cancelled_phases(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("exec sleep 1000", "true")

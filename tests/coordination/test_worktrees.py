@@ -35,10 +35,10 @@ def project(tmp_path: Path) -> Path:
 
 def git(folder: Path, *words: str) -> str:
     names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    done = subprocess.run(
+    result = subprocess.run(
         ["git", *names, *words], cwd=folder, capture_output=True, text=True, check=True
     )
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 def coordinator(dsn: str, project: Path, settings: str = "", more: str = "") -> Coordinator:
@@ -91,12 +91,12 @@ async def test_a_conflict_fails_the_phase_before_its_command_runs(
     await watch.submit("true", *TWO_SIDES)
     async with running(coordinator(dsn, project)):
         rows = await watch.until_statuses("completed", "completed", "completed", "failed")
-    said = "pgcoord/queue-1-3 cannot be merged into pgcoord/queue-1-4: conflict in same"
-    assert rows[3]["error_message"].startswith(f"{said}\nexited with status 69")
+    words = "pgcoord/queue-1-3 cannot be merged into pgcoord/queue-1-4: conflict in same"
+    assert rows[3]["error_message"].startswith(f"{words}\nexited with status 69")
 
 
 @pytest.mark.scale
-async def test_what_was_never_run_is_not_asked_to_mend_its_work(
+async def test_a_resolver_is_not_run_for_a_phase_that_never_ran(
     dsn: str, watch: Watch, project: Path
 ) -> None:
     await watch.submit("true", *TWO_SIDES[:2], ("echo x > joined", [2, 3]))

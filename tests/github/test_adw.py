@@ -34,10 +34,10 @@ async def test_adws_work_on_their_issues_and_hand_their_work_on(
 
     def git(*words: str) -> str:
         names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", *names, *words], cwd=project, capture_output=True, text=True, check=True
         )
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     git("init", "--quiet", "--initial-branch", "main")
     git("add", "--all")

@@ -127,7 +127,7 @@ async def test_an_event_sent_again_under_another_delivery_changes_nothing(
     assert len(told(conn)) == 1
 
 
-async def test_what_the_coordinator_did_itself_is_no_event(
+async def test_changes_by_the_coordinator_itself_are_no_events(
     site: Site, conn: Connection, running_phase: str
 ) -> None:
     conn.execute("select pgcoord.complete_phase(%s)", [running_phase])
@@ -146,7 +146,7 @@ async def test_what_the_coordinator_did_itself_is_no_event(
         ({"on_issue_reopened": "retry"}, "reopened", "running"),
     ],
 )
-async def test_a_closed_issue_does_what_is_configured(
+async def test_a_closed_issue_has_the_configured_effect(
     settings: dict[str, str],
     event: str,
     status: str,
@@ -222,7 +222,7 @@ OTHER_EVENTS: Any = [
 ]
 
 
-async def test_what_concerns_no_phase_is_answered_and_forgotten(
+async def test_events_that_concern_no_phase_are_answered_and_not_stored(
     site: Site, conn: Connection, running_phase: str
 ) -> None:
     for name, event in OTHER_EVENTS:
@@ -267,7 +267,7 @@ async def test_a_signed_event_of_another_shape_is_a_fault_that_is_named(
     assert answer.json()["faults"][0]["field"] == field
 
 
-async def test_the_panel_links_to_the_issue_and_shows_what_happened_there(
+async def test_the_panel_links_to_the_issue_and_shows_its_events(
     site: Site, conn: Connection, running_phase: str
 ) -> None:
     await send(site, "issues", issue_event("closed"))

@@ -96,7 +96,7 @@ def test_a_text_of_somebody_pings_links_and_triggers_nothing(text: str, written:
         "<!-- a comment -->, 100 % sure, A & B",
     ],
 )
-def test_what_does_nothing_stays_as_it_is(text: str) -> None:
+def test_text_without_effect_on_github_stays_as_it_is(text: str) -> None:
     assert inert(text) == text
 
 

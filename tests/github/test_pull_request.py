@@ -24,10 +24,10 @@ echo '{"type": "result", "result": "Wrote '"$file"'.", "total_cost_usd": 0.5}'
 
 def git(folder: Path, *words: str) -> str:
     names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    done = subprocess.run(
+    result = subprocess.run(
         ["git", *names, *words], cwd=folder, capture_output=True, text=True, check=True
     )
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 @pytest.fixture

@@ -89,8 +89,8 @@ async def by_panel(action: Action, feature: int, site: Site, conn: Connection) -
         assert asked.status_code == 200, asked.text
         assert f"select pgcoord.{action.function}(" in html.unescape(asked.text)
     form = {"reason": reason_of(action) or "", action.number or "none": str(NUMBER)}
-    done = await site.client.post(address, data=form, headers={"x-panel": "1"})
-    assert done.status_code == 204, done.text
+    answer = await site.client.post(address, data=form, headers={"x-panel": "1"})
+    assert answer.status_code == 204, answer.text
 
 
 async def by_command(action: Action, feature: int, site: Site, conn: Connection) -> None:

@@ -96,9 +96,7 @@ async def test_a_feature_is_changed_only_as_it_was_seen(site: Site) -> None:
     assert (await site.client.get(path)).headers["etag"] == blind.headers["etag"]
 
 
-async def test_columns_win_over_what_a_client_has_put_into_phase_data(
-    site: Site, conn: Connection
-) -> None:
+async def test_columns_win_over_keys_of_phase_data(site: Site, conn: Connection) -> None:
     lies = {"status": "completed", "queue_id": "queue-9-9", "phase_number": 7, "feature_id": 9}
     feature = add_feature(conn, {1: []}, phase_data=Jsonb({**lies, "title": "Step"}))
     (phase,) = (await site.client.get(f"{API}/planned-features/{feature}")).json()["phases"]
@@ -147,7 +145,7 @@ async def test_the_queue_is_a_bare_list_with_filters_and_parts(
     assert [row["queue_id"] for row in (await site.client.get(following)).json()] == ["queue-2-1"]
 
 
-async def test_features_are_listed_by_what_follows_from_their_phases(
+async def test_features_are_listed_by_figures_derived_from_their_phases(
     site: Site, conn: Connection, epoch: int
 ) -> None:
     add_feature(conn, {1: []})
@@ -371,7 +369,7 @@ checks.positive_data_acceptance.enabled = false
         pytest.param("examples,coverage,fuzzing", "all", 10, marks=pytest.mark.scale),
     ],
 )
-async def test_the_api_does_what_its_description_says(
+async def test_the_api_keeps_its_openapi_description(
     site: Site, conn: Connection, epoch: int, tmp_path: Path, stages: str, mode: str, examples: int
 ) -> None:
     add_feature(conn, {1: [], 2: [1]})

@@ -20,8 +20,8 @@ from websockets.exceptions import InvalidStatus
 
 from pgcoord.configuration.model import Server
 from pgcoord.errors import CannotStart, InvalidConfiguration
+from pgcoord.http.access import read_access
 from pgcoord.http.errors import answer_error
-from pgcoord.http.security import read_access
 
 TOKEN, READ_TOKEN = "t" * 32, "r" * 32
 TOKENS = {"PGCOORD_TOKEN": TOKEN, "PGCOORD_READ_TOKEN": READ_TOKEN}
@@ -60,7 +60,7 @@ async def test_without_a_token_nobody_gets_in(locked: Site, conn: Connection) ->
     assert statuses(conn) == {1: "queued"}
 
 
-async def test_the_page_of_a_feature_tells_what_it_costs(
+async def test_the_page_of_a_feature_shows_its_costs(
     site: Site, conn: Connection, epoch: int
 ) -> None:
     add_feature(conn, {1: []})
@@ -157,7 +157,7 @@ async def test_who_may_only_read_can_log_out(locked: Site) -> None:
     assert (await locked.client.get("/api/v1/queue")).status_code == 401
 
 
-async def test_a_page_has_a_way_out_for_who_has_logged_in(locked: Site, site: Site) -> None:
+async def test_a_page_has_a_log_out_after_a_log_in(locked: Site, site: Site) -> None:
     assert 'action="/logout"' not in (await site.client.get("/")).text
     outside = await locked.client.get("/static/nothing", headers={"accept": "text/html"})
     assert (outside.status_code, 'action="/logout"' in outside.text) == (404, False)
@@ -167,7 +167,7 @@ async def test_a_page_has_a_way_out_for_who_has_logged_in(locked: Site, site: Si
         assert 'action="/logout"' in page.text, path
 
 
-async def test_who_wants_a_page_gets_one_that_says_what_is_not_there(site: Site) -> None:
+async def test_a_browser_gets_errors_as_pages(site: Site) -> None:
     page = await site.client.get("/nothing", headers={"accept": "text/html,*/*"})
     assert (page.status_code, page.headers["content-type"][:9]) == (404, "text/html")
     assert "There is nothing at /nothing" in page.text
@@ -184,7 +184,7 @@ async def test_a_name_with_nul_in_it_does_what_others_do(locked: Site, conn: Con
     assert event == {"actor": "Ann (panel)"}
 
 
-async def test_a_trusted_proxy_says_who_asks_and_how(dsn: str, tmp_path: Path) -> None:
+async def test_a_trusted_proxy_names_client_and_scheme(dsn: str, tmp_path: Path) -> None:
     async with served(
         dsn, tmp_path, leads=False, environment=TOKENS, trusted_proxies=("127.0.0.0/8",)
     ) as site:
@@ -202,11 +202,13 @@ async def test_a_trusted_proxy_says_who_asks_and_how(dsn: str, tmp_path: Path) -
             assert answer.status_code == status, client
 
 
-async def test_no_other_client_says_who_asks_and_how(locked: Site, conn: Connection) -> None:
+async def test_headers_of_a_proxy_are_ignored_from_other_clients(
+    locked: Site, conn: Connection
+) -> None:
     add_feature(conn, {1: []})
     forwarded = {"x-forwarded-for": "192.0.2.7", "x-forwarded-proto": "https"}
-    done = await locked.client.post("/login", data={"token": TOKEN}, headers=forwarded)
-    assert "Secure" not in done.headers["set-cookie"]
+    answer = await locked.client.post("/login", data={"token": TOKEN}, headers=forwarded)
+    assert "Secure" not in answer.headers["set-cookie"]
     skip = "/api/v1/queue/queue-1-1/skip"
     assert (await locked.client.post(skip, headers=STEER | forwarded)).status_code == 200
     event = conn.execute("select actor from pgcoord.event where kind = 'phase_moved'").fetchone()
@@ -216,8 +218,8 @@ async def test_no_other_client_says_who_asks_and_how(locked: Site, conn: Connect
 async def test_a_login_leads_to_no_other_site(locked: Site) -> None:
     for elsewhere in ("//evil.example", "https://evil.example", "/\\evil.example", "/a\nb"):
         form = {"token": TOKEN, "next": elsewhere}
-        done = await locked.client.post("/login", data=form)
-        assert done.headers["location"] == "/"
+        answer = await locked.client.post("/login", data=form)
+        assert answer.headers["location"] == "/"
 
 
 async def test_failed_log_ins_have_to_wait(locked: Site) -> None:
@@ -273,7 +275,7 @@ async def test_pages_of_other_sites_can_do_nothing(site: Site, conn: Connection)
     assert (await site.client.post(skip, headers={"origin": site.url})).status_code == 200
 
 
-async def test_answers_carry_what_protects_browsers(site: Site) -> None:
+async def test_answers_carry_headers_that_protect_browsers(site: Site) -> None:
     for path in ("/", "/healthz", "/nothing", "/static/nothing"):
         headers = (await site.client.get(path)).headers
         assert "default-src 'self'" in headers["content-security-policy"]
@@ -348,7 +350,7 @@ def test_a_public_url_without_a_token_is_warned_of() -> None:
     assert not [*access().risks()]
 
 
-async def test_readiness_tells_who_leads(dsn: str, tmp_path: Path, conn: Connection) -> None:
+async def test_readiness_names_the_leader(dsn: str, tmp_path: Path, conn: Connection) -> None:
     async with served(dsn, tmp_path, leads=False) as idle:
         nobody = await idle.client.get("/readyz")
         assert nobody.status_code == 503
@@ -385,9 +387,9 @@ async def test_any_number_of_questions_for_readiness_cost_the_database_one_look(
 
 
 def sample(text: str, name: str) -> float:
-    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-    assert found, f"no {name} in\n{text}"
-    return float(found[1])
+    match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert match, f"no {name} in\n{text}"
+    return float(match[1])
 
 
 async def test_metrics_tell_how_it_goes(site: Site, conn: Connection, epoch: int) -> None:

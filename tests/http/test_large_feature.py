@@ -55,7 +55,7 @@ def test_a_forecast_looks_at_each_edge_a_few_times_only(conn: Connection) -> Non
     assert edges < rows_looked_at(row["QUERY PLAN"][0]["Plan"]) < 10 * edges
 
 
-async def test_the_overview_reads_no_table_of_what_is_finished(dsn: str, conn: Connection) -> None:
+async def test_the_overview_reads_no_table_of_finished_phases(dsn: str, conn: Connection) -> None:
     conn.execute((SQL / "bench/finished.sql").read_text().replace("{features}", "200").encode())
     conn.execute("vacuum analyze")
     async with (

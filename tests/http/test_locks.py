@@ -118,6 +118,19 @@ async def test_a_request_that_needs_a_locked_row_is_refused_naming_the_holder(
     assert statuses(conn) == {1: "running"}
 
 
+async def test_what_reads_a_locked_table_is_refused_naming_the_holder(
+    site: Site, dsn: str, running: str
+) -> None:
+    async with holding(dsn, "lock table phase_queue in access exclusive mode") as pid:
+        answer = await site.client.get("/api/v1/queue")
+        page = await site.client.get(f"/phases/{running}", headers={"accept": "text/html"})
+    assert (answer.status_code, answer.json()["error"]) == (503, "locked")
+    assert "has locked a table that this reads" in answer.json()["reason"]
+    assert f"process {pid} (user " in answer.json()["reason"]
+    assert page.status_code == 503
+    assert f"process {pid}" in page.text
+
+
 @pytest.mark.scale
 async def test_a_page_says_that_something_is_locked(site: Site, dsn: str, running: str) -> None:
     async with holding(dsn, lock(running)) as pid:

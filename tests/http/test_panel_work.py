@@ -77,7 +77,7 @@ async def test_phases_of_a_large_feature_are_found_and_several_are_changed_with_
     assert [each["phase_number"] for each in said] == [11, 21, 31]
 
 
-async def test_several_are_changed_without_javascript_and_who_refuses_is_told(
+async def test_several_phases_are_changed_without_javascript_and_refusals_are_shown(
     browser: Browser, panel: str, conn: Connection
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [1]})
@@ -90,8 +90,8 @@ async def test_several_are_changed_without_javascript_and_who_refuses_is_told(
         await page.get_by_role("button", name="Set…").click()
         await expect(page.locator(".change")).to_contain_text("priority 7, was 50")
         await page.get_by_role("button", name="Set").click()
-        found = conn.execute("select distinct priority from phase_queue").fetchall()
-        assert found == [{"priority": 7}]
+        actual = conn.execute("select distinct priority from phase_queue").fetchall()
+        assert actual == [{"priority": 7}]
         # One is refused by the time that it is done: the others are done, and it is told.
         await page.goto(f"{panel}/several?show=queued")
         await page.get_by_role("button", name="Skip…").click()
@@ -107,7 +107,7 @@ async def test_several_are_changed_without_javascript_and_who_refuses_is_told(
 
 
 @pytest.mark.parametrize("action", SEVERAL, ids=lambda action: action.verb)
-def test_the_preview_of_several_is_what_then_happens(conn: Connection, action: Action) -> None:
+def test_the_preview_of_several_phases_equals_the_outcome(conn: Connection, action: Action) -> None:
     """Over phases in different states, of two features."""
     verb = action.verb
     ids = []
@@ -156,7 +156,7 @@ def test_a_wrong_priority_for_several_changes_none(conn: Connection) -> None:
 
 
 @pytest.mark.scale
-async def test_a_graph_of_two_hundred_phases_folds_what_is_finished_and_is_walked_by_arrows(
+async def test_a_graph_of_two_hundred_phases_folds_finished_ones_and_is_walked_by_arrows(
     page: Page, panel: str, conn: Connection
 ) -> None:
     feature = many(conn, 200, "Move the module number {} to the new store")
@@ -320,7 +320,7 @@ async def test_times_are_in_the_zone_of_the_browser_or_in_utc(
         await expect(page.locator(".zone")).to_contain_text("Times are in")
 
 
-async def test_who_comes_back_is_told_what_happened_meanwhile(
+async def test_a_returning_visitor_sees_the_events_since_the_last_visit(
     browser: Browser, panel: str, conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})
@@ -359,7 +359,8 @@ async def test_what_happened_to_many_phases_at_once_is_one_row_of_the_history(
     rows = page.locator("#events tr")
     await expect(rows.nth(0)).to_contain_text("phases 32\u201340: Blocked")
     await expect(rows.nth(1)).to_contain_text("phase 31: Cancelled")
-    await expect(rows.nth(2)).to_contain_text("phases 1\u201340: inserted")
+    await expect(rows.nth(2)).to_contain_text("phases 1\u201340: phase edited")
+    await expect(rows.nth(3)).to_contain_text("phases 1\u201340: inserted")
     await rows.nth(0).locator("summary").click()
     await rows.nth(0).get_by_role("link", name="33").click()
     await expect(page.locator("h1")).to_have_text("Module 33 of the Move")
@@ -594,6 +595,6 @@ async def test_what_runs_or_is_not_ones_own_is_neither_edited_nor_deleted(
             assert deleted.status_code == 409, deleted.text
     theirs = make_conninfo(dsn, user=logins["coordinator"], password="secret")
     async with served(theirs, tmp_path, leads=False) as site:
-        asked = await site.client.get(f"/features/{feature}/delete")
-        assert (asked.status_code, "only the owner" in asked.text) == (409, True)
+        answer = await site.client.get(f"/features/{feature}/delete")
+        assert (answer.status_code, "only the owner" in answer.text) == (409, True)
     assert statuses(conn, feature) == {1: "running"}

@@ -44,10 +44,10 @@ async def hear(client: ClientConnection) -> Message:
 
 async def hear_until(client: ClientConnection, event: int) -> list[Message]:
     """Everything up to the event with this id."""
-    heard = [await hear(client)]
-    while heard[-1]["data"].get("event") != event:
-        heard.append(await hear(client))
-    return heard
+    messages = [await hear(client)]
+    while messages[-1]["data"].get("event") != event:
+        messages.append(await hear(client))
+    return messages
 
 
 def told(messages: list[Message]) -> list[int]:
@@ -164,8 +164,8 @@ async def test_what_was_rolled_back_is_forgotten(dsn: str, site: Site, conn: Con
             other.execute("select pgcoord.pause(%s)", [feature])
             lost = last_event(conn) + 1
             add_phase(conn, add_feature(conn, {}), 1)
-            heard = await hear_until(client, last_event(conn))
-            assert heard[-1]["id"] == f"{lost + 2}.{lost}"
+            messages = await hear_until(client, last_event(conn))
+            assert messages[-1]["id"] == f"{lost + 2}.{lost}"
             other.rollback()
         ids = []
         for number in range(2, 5):  # one reading finds out that nobody writes, the next one settles
@@ -273,9 +273,9 @@ async def test_a_lost_connection_is_said_and_nothing_is_lost(
             assert (lost["type"], lost["data"]["live"]) == ("connection", False)
             assert "server closed the connection" in lost["data"]["reason"]
             assert "id" not in lost
-        heard = await hear_until(client, last_event(conn))
+        messages = await hear_until(client, last_event(conn))
         assert (await hear(client))["data"]["live"] is True
-        assert told(heard) == [last_event(conn)]
+        assert told(messages) == [last_event(conn)]
 
 
 async def test_who_comes_while_a_reading_fails_is_told_all_the_same(
@@ -294,10 +294,10 @@ async def test_who_comes_while_a_reading_fails_is_told_all_the_same(
                 )
                 assert (await hear(early))["data"]["live"] is False
                 other.rollback()
-                heard = [await hear(late)]
-                while heard[-1]["type"] == "connection":
-                    heard.append(await hear(late))
-                assert heard[-1]["type"] == "snapshot"
+                messages = [await hear(late)]
+                while messages[-1]["type"] == "connection":
+                    messages.append(await hear(late))
+                assert messages[-1]["type"] == "snapshot"
                 add_phase(conn, feature, 2)
                 assert told(await hear_until(late, last_event(conn))) == [last_event(conn)]
 
@@ -375,7 +375,7 @@ async def test_browsers_get_the_same_and_resume_by_themselves(site: Site, conn: 
     assert message["data"]["queue_id"] == "queue-1-2"
 
 
-def test_a_cursor_says_what_was_told() -> None:
+def test_a_cursor_names_the_events_that_were_sent() -> None:
     cursor = Cursor(3)
     for number in (7, 5, 9):
         cursor = cursor.past(number)
@@ -393,7 +393,7 @@ def test_a_cursor_says_what_was_told() -> None:
 # --- Subscribing within the process
 
 
-async def test_who_wants_what_happens_from_now_on_is_told_that_first(
+async def test_a_subscriber_from_now_on_gets_the_next_event_first(
     dsn: str, conn: Connection
 ) -> None:
     add_feature(conn, {1: []})

@@ -79,7 +79,7 @@ async def test_a_signed_report_completes_the_phase(
     assert event == {"actor": "TEST_SECRET (webhook)"}
 
 
-async def test_a_report_and_the_claim_of_what_follows_are_one_commit(
+async def test_a_report_and_the_claim_of_dependents_are_one_commit(
     dsn: str, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -134,7 +134,7 @@ async def test_a_result_is_taken_or_refused_alike_by_file_report_and_sql(
     assert [each["result"] for each in stored] == ([] if refusal else [json.loads(text)] * 4)
 
 
-async def test_a_repeat_is_answered_with_what_is_stored(
+async def test_a_repeated_report_is_answered_with_the_stored_outcome(
     site: Site, conn: Connection, running: str
 ) -> None:
     body = {"queue_id": running, "status": "completed"}
@@ -468,7 +468,7 @@ async def test_no_header_and_no_body_makes_a_fault_or_an_unsigned_change(
         request = site.client.post("/workflow-complete", content=content, headers=headers)
         return asyncio.run_coroutine_threadsafe(request, loop).result().status_code
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(
         st.one_of(st.binary(max_size=200), JSON.map(lambda value: json.dumps(value).encode())),
         st.dictionaries(HEADER_NAMES, HEADER_VALUES),
@@ -480,7 +480,7 @@ async def test_no_header_and_no_body_makes_a_fault_or_an_unsigned_change(
             415,
         )
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(JSON.filter(lambda value: not isinstance(value, dict) or "queue-1-1" not in str(value)))
     def signed_well(value: object) -> None:
         message = signed(value, SECRET)

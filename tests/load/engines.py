@@ -456,9 +456,9 @@ class Run:
         return int(found)
 
     def _resident(self) -> float:
-        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.serve.pid}/status").read_text())
-        assert found
-        return int(found[1]) / 1024
+        match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.serve.pid}/status").read_text())
+        assert match
+        return int(match[1]) / 1024
 
     def _busy(self) -> float:
         fields = _stat(self.serve.pid)

@@ -93,9 +93,9 @@ class Server:
     def resident(self) -> float:
         """Megabytes of memory that the server holds."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+)", status)
-        assert found
-        return int(found[1]) / 1024
+        match = re.search(r"VmRSS:\s+(\d+)", status)
+        assert match
+        return int(match[1]) / 1024
 
     def busy(self) -> float:
         """Seconds of processor time that the server has used."""
@@ -296,16 +296,16 @@ async def _listen_all(pipe: Pipe, address: str, host: str, clients: int, last: i
 
 async def _hear(socket: ClientConnection, last: int, late: list[float]) -> list[int]:
     """Hear everything up to the event `last`; when each came, after it was committed, in `late`."""
-    heard: list[int] = []
+    messages: list[int] = []
     async for text in socket:
         now = time.time()
         data = json.loads(text)["data"]
         if data["kind"] == "phase_moved":
-            heard.append(data["event"])
+            messages.append(data["event"])
             late.append(now - _seconds(data["timestamp"]))
         if data["event"] == last:
             break
-    return heard
+    return messages
 
 
 def _seconds(timestamp: str) -> float:

@@ -35,7 +35,12 @@ from statistics import median
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from pgcoord.bench import measure
+from pgcoord.bench.floor import bare
+from pgcoord.bench.hops import CALM, chained
+from pgcoord.bench.process import serving
+from pgcoord.bench.resources import FLUSHED
+from pgcoord.bench.scratch import scratch_databases
+from pgcoord.bench.throughput import drain_own, insert
 from pgcoord.database.embedded import EmbeddedPostgres, find_binaries
 
 PYTHON_PEERS = [
@@ -145,7 +150,7 @@ def hops_of(peer: Peer, samples: int, results: Results) -> None:
             begun, _ = _send(client, f"one {number}")
             found, at = next(started)
             assert found == number
-            time.sleep(measure.CALM)  # as in bench: the worker has recorded the end, and waits
+            time.sleep(CALM)  # as in bench: the worker has recorded the end, and waits
             return (at - begun) / 1e9
 
         results.hops += take_hops(hop, samples)
@@ -181,7 +186,7 @@ def transactions_a_minute(admin: psycopg.Connection, dsn: str) -> float:
         assert row
         return int(row[0])
 
-    time.sleep(measure.FLUSHED)
+    time.sleep(FLUSHED)
     before = count()
     time.sleep(IDLE_SECONDS)
     return (count() - before) * 60 / IDLE_SECONDS
@@ -193,21 +198,21 @@ def pgcoord_round(
     """Ask pgcoord: hops of a coordinator's process, its own path drained, a bulk insert."""
     dsn = make()
     with (
-        measure.serving(dsn, folder / "serve", os.environ) as coordinator,
-        measure.chained(coordinator, hops) as chain,
+        serving(dsn, folder / "serve", os.environ) as coordinator,
+        chained(coordinator, hops) as chain,
     ):
         results.hops += take_hops(lambda: chain.go_on()[0], hops)
-    results.drains.append(measure.drain_own(make(), jobs).value)
-    results.inserts.append(measure.insert(make(), jobs).value)
+    results.drains.append(drain_own(make(), jobs).value)
+    results.inserts.append(insert(make(), jobs).value)
 
 
 def floor_round(dsn: str, hops: int, results: Results) -> None:
     """Take the hops of a plain table; as after the others, all rests before the next."""
-    with measure.bare(dsn) as floor:
+    with bare(dsn) as floor:
 
         def hop() -> float:
             taken = floor.go_on()
-            time.sleep(measure.CALM)
+            time.sleep(CALM)
             return taken
 
         results.hops += take_hops(hop, hops)
@@ -270,7 +275,7 @@ def main() -> None:
         server.start()
         stack.callback(server.stop)
         admin = stack.enter_context(psycopg.connect(server.dsn, autocommit=True))
-        make = stack.enter_context(measure.scratch_databases(admin, server.dsn))
+        make = stack.enter_context(scratch_databases(admin, server.dsn))
         peers: dict[str, Peer] = {}
         for number in range(given.rounds):
             work = state / f"round-{number}"
@@ -291,7 +296,7 @@ def main() -> None:
             with working(peer):
                 results[name].idle = transactions_a_minute(admin, peer.dsn)
         dsn = make()
-        with measure.serving(dsn, state / "idle", os.environ):
+        with serving(dsn, state / "idle", os.environ):
             results["pgcoord"].idle = transactions_a_minute(admin, dsn)
     print(*report(results), sep="\n")
 
@@ -306,10 +311,10 @@ def _peer(name: str, folder: Path, make: Callable[..., str]) -> Peer:
 
 def _as_url(dsn: str) -> str:
     """The DSN as every driver reads it; a socket's folder is its host."""
-    given = conninfo_to_dict(dsn)
+    values = conninfo_to_dict(dsn)
     return (
-        f"postgresql://{given.get('user', 'postgres')}@/{given['dbname']}"
-        f"?host={given['host']}&port={given.get('port', 5432)}"
+        f"postgresql://{values.get('user', 'postgres')}@/{values['dbname']}"
+        f"?host={values['host']}&port={values.get('port', 5432)}"
     )
 
 

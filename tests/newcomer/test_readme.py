@@ -33,12 +33,12 @@ def test_readme_works_as_pasted(newcomer: Newcomer) -> None:
     assert newcomer.paste(over_http).startswith("[")
 
 
-def test_readme_shows_what_init_writes(newcomer: Newcomer) -> None:
+def test_readme_shows_the_files_that_init_writes(newcomer: Newcomer) -> None:
     newcomer.paste(Block("sh", "pgcoord init app", None, beside=False))
     shown = {each.language: each.code for each in blocks_of(README)}
     assert (newcomer.home / "app" / "plan.md").read_text() == shown["markdown"]
     assert (newcomer.home / "app" / "pgcoord.toml").read_text() == shown["toml"]
     (newcomer.home / "app" / "plan.md").write_text("mine")
     said = newcomer.paste(Block("sh", "pgcoord init app", None, beside=False))
-    assert "plan.md is there already, and left as it is" in said
+    assert "plan.md exists, and is not changed" in said
     assert (newcomer.home / "app" / "plan.md").read_text() == "mine"

@@ -35,12 +35,12 @@ PLANS = sorted((Path(__file__).parents[1] / "plans").glob("*.md"))
 def load(path: Path) -> Feature:
     """Read a feature of tests/planner/features: title, lines `hours:` and `kind:`, description."""
     title, *lines = path.read_text().splitlines()
-    given = {}
+    values = {}
     while match := re.fullmatch(r"(hours|kind): (.+)", lines[0]):
-        given[match[1]] = match[2]
+        values[match[1]] = match[2]
         lines.pop(0)
-    hours = float(given["hours"]) if "hours" in given else None
-    return Feature(title.removeprefix("# "), "\n".join(lines), hours, given.get("kind", "feature"))
+    hours = float(values["hours"]) if "hours" in values else None
+    return Feature(title.removeprefix("# "), "\n".join(lines), hours, values.get("kind", "feature"))
 
 
 def rows(description: str, hours: float | None = None, title: str = "A feature") -> Any:
@@ -56,12 +56,12 @@ def graph(description: str, hours: float | None = None, title: str = "A feature"
 
 @pytest.mark.parametrize("path", FEATURES, ids=lambda path: path.stem)
 def test_a_feature_comes_out_as_it_should(path: Path) -> None:
-    found = []
+    actual = []
     for row in build(load(path)).phases:
         needs = ", ".join(map(str, row["depends_on_phases"])) or "none"  # type: ignore[call-overload]
         hours = f"{row['estimated_hours']:g} h" if "estimated_hours" in row else "-"
-        found.append(f"{row['phase_number']} | {needs} | {hours} | {row['title']}")
-    assert found == path.with_suffix(".graph").read_text().splitlines()
+        actual.append(f"{row['phase_number']} | {needs} | {hours} | {row['title']}")
+    assert actual == path.with_suffix(".graph").read_text().splitlines()
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
@@ -70,11 +70,11 @@ def test_the_numbering_of_an_author_is_kept(path: Path) -> None:
     hours = re.search(r"^hours: (\d+)\n", text, re.MULTILINE)
     described = described_by(text.replace(hours[0], "") if hours else text)
     feature = replace(described, hours=float(hours[1]) if hours else None)
-    found = []
+    actual = []
     for row in build(feature).phases:
         needs = ", ".join(map(str, row["depends_on_phases"])) or "none"  # type: ignore[call-overload]
-        found.append(f"{row['phase_number']} | {needs} | {row['title']}")
-    assert found == path.with_suffix(".graph").read_text().splitlines()
+        actual.append(f"{row['phase_number']} | {needs} | {row['title']}")
+    assert actual == path.with_suffix(".graph").read_text().splitlines()
 
 
 def test_there_are_forty_plans_in_different_styles() -> None:
@@ -131,13 +131,13 @@ def test_a_description_that_says_little_gets_tests_and_documents_beside_each_oth
 
 
 def test_sentences_are_split_where_they_name_another_layer() -> None:
-    found = graph(
+    actual = graph(
         "Support complains. Add an audit table to the database, record every change in the API"
         " and show the history on the order page. Then document it in docs/audit.md."
     )
-    table, record, show, document = found
-    assert found[record] == found[show] == {table}
-    assert found[document] == {record, show}
+    table, record, show, document = actual
+    assert actual[record] == actual[show] == {table}
+    assert actual[document] == {record, show}
 
 
 def test_phases_that_name_the_same_file_are_not_parallel() -> None:
@@ -169,8 +169,8 @@ def test_what_is_out_of_scope_is_no_phase_but_is_told() -> None:
 
 
 def test_tasks_that_are_ticked_are_done_already() -> None:
-    found = graph("- [x] Create the table\n- [ ] Add the endpoint\n- [ ] Build the page\n", 6)
-    assert list(found) == ["Add the endpoint", "Build the page"]
+    actual = graph("- [x] Create the table\n- [ ] Add the endpoint\n- [ ] Build the page\n", 6)
+    assert list(actual) == ["Add the endpoint", "Build the page"]
 
 
 def test_criteria_go_to_the_phases_that_they_are_about() -> None:
@@ -200,11 +200,11 @@ def test_a_prompt_has_its_own_phase_in_detail_and_of_others_a_line() -> None:
 
 
 def test_a_code_block_that_is_never_closed_stays_in_its_phase() -> None:
-    found = rows("- Add a table\n\n  ```sql\n  create table a ();\n- Add an endpoint\n", 8)
-    assert len(found) >= 2
-    found = rows("Fix this:\n\n```\nls\n\n## Background\n\nold", 8, "Fix the build")
-    text = write_plan("T", None, found)
-    assert [each.row() for each in parse_plan(text, name="plan").phases] == found
+    actual = rows("- Add a table\n\n  ```sql\n  create table a ();\n- Add an endpoint\n", 8)
+    assert len(actual) >= 2
+    actual = rows("Fix this:\n\n```\nls\n\n## Background\n\nold", 8, "Fix the build")
+    text = write_plan("T", None, actual)
+    assert [each.row() for each in parse_plan(text, name="plan").phases] == actual
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def is_storable(text: str) -> bool:
 DESCRIBED = (TITLES.filter(is_storable), DESCRIPTIONS.filter(is_storable), HOURS)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(*DESCRIBED)
 def test_whatever_is_described_the_plan_is_valid(
     title: str, description: str, hours: float | None
@@ -425,7 +425,7 @@ def test_whatever_is_described_the_plan_is_valid(
 
 
 @pytest.mark.scale
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(*DESCRIBED)
 def test_whatever_is_described_in_many_ways_the_plan_is_valid(
     title: str, description: str, hours: float | None
@@ -437,28 +437,28 @@ def check_plan(title: str, description: str, hours: float | None) -> None:
     feature = Feature(title, description, hours)
     planned = build(feature)
     assert planned == build(feature)
-    found: list[Any] = planned.phases
-    numbers = [row["phase_number"] for row in found]
-    assert numbers == list(range(1, len(found) + 1))
-    assert 1 <= len(found) <= MOST_PHASES
-    needs = {row["phase_number"]: set(row["depends_on_phases"]) for row in found}
+    actual: list[Any] = planned.phases
+    numbers = [row["phase_number"] for row in actual]
+    assert numbers == list(range(1, len(actual) + 1))
+    assert 1 <= len(actual) <= MOST_PHASES
+    needs = {row["phase_number"]: set(row["depends_on_phases"]) for row in actual}
     assert all(each < number for number in needs for each in needs[number])
     assert list(TopologicalSorter(needs).static_order())
-    assert len({row["title"] for row in found}) == len(found)
-    assert all(row["title"].strip() and row["prompt_content"].strip() for row in found)
-    plan = parse_plan(as_markdown(feature, found), name="plan")
-    assert [phase.row() for phase in plan.phases] == found
+    assert len({row["title"] for row in actual}) == len(actual)
+    assert all(row["title"].strip() and row["prompt_content"].strip() for row in actual)
+    plan = parse_plan(as_markdown(feature, actual), name="plan")
+    assert [phase.row() for phase in plan.phases] == actual
     if hours:
-        assert sum(row["estimated_hours"] for row in found) == pytest.approx(hours, abs=0.05)
+        assert sum(row["estimated_hours"] for row in actual) == pytest.approx(hours, abs=0.05)
     above = {number: set(needs[number]) for number in numbers}
     for number in numbers:
         above[number].update(*(above[each] for each in needs[number]))
-    for one, other in combinations(found, 2):
+    for one, other in combinations(actual, 2):
         if set(one.get("files", ())) & set(other.get("files", ())):
             assert one["phase_number"] in above[other["phase_number"]]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.text(max_size=300).filter(is_storable))
 def test_any_text_describes_a_feature_or_nothing(text: str) -> None:
     feature = described_by(text)

@@ -50,11 +50,11 @@ async def test_the_command_is_told_the_feature_and_the_files(tmp_path: Path) -> 
     assert "## Phase 1: Title of the phase" in told
 
 
-async def test_the_command_gets_only_what_is_let_through(tmp_path: Path) -> None:
+async def test_the_command_gets_only_variables_that_are_passed_on(tmp_path: Path) -> None:
     program = f"import os; open('env', 'w').write(' '.join(os.environ)); {say(GOOD)}"
     settings = Planner(tmp_path, command=(sys.executable, "-c", program), environment=("KEY",))
-    given = {**os.environ, "KEY": "1", "DATABASE_URL": "secret"}
-    await FeaturePlanner(settings, given, tmp_path).plan(FEATURE)
+    values = {**os.environ, "KEY": "1", "DATABASE_URL": "secret"}
+    await FeaturePlanner(settings, values, tmp_path).plan(FEATURE)
     names = (tmp_path / "env").read_text().split()
     assert "KEY" in names
     assert "DATABASE_URL" not in names

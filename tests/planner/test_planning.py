@@ -166,12 +166,12 @@ def test_the_command_line_plans_a_feature_and_queues_it(desk: Desk, conn: Connec
         " values (7, 'WebSocket Migration', %s, 10)",
         [DESCRIPTION],
     )
-    said = desk.say("plan", "7")
-    assert said.startswith("feature 7, WebSocket Migration: planned, 5 phases\n")
-    assert re.search(r"4 +Integration tests of the whole +2, 3 +2 +\d+", said)
-    assert "runs as 1, then 2, 3 and 5, then 4\n" in said
-    assert "10 hours of work, 7 hours with 3 slots" in said
-    assert "stored with feature 7" in said
+    output = desk.say("plan", "7")
+    assert output.startswith("feature 7, WebSocket Migration: planned, 5 phases\n")
+    assert re.search(r"4 +Integration tests of the whole +2, 3 +2 +\d+", output)
+    assert "runs as 1, then 2, 3 and 5, then 4\n" in output
+    assert "10 hours of work, 7 hours with 3 slots" in output
+    assert "stored with feature 7" in output
     assert statuses(conn) == {}
     told = json.loads(desk.say("plan", "7", "--json", "--slots", "1"))
     assert told["planning"]["waves"] == [[1], [2, 3, 5], [4]]
@@ -187,15 +187,15 @@ def test_the_command_line_plans_a_feature_and_queues_it(desk: Desk, conn: Connec
 
 def test_a_plan_is_written_edited_and_taken_back(desk: Desk, conn: Connection) -> None:
     conn.execute("insert into planned_features (title, description) values ('T', 'Add a table.')")
-    said = desk.say("plan", "1", "--output", "plan.md")
-    assert said.splitlines()[-1].startswith("wrote plan.md; stored with feature 1")
+    output = desk.say("plan", "1", "--output", "plan.md")
+    assert output.splitlines()[-1].startswith("wrote plan.md; stored with feature 1")
     text = (desk.folder / "plan.md").read_text()
     assert text.startswith("# T\n\nAdd a table.\n\n## Phase 1: T\nDepends on: none\n")
     desk.write("plan.md", f"{text}\n## Phase 2: View\n\nBuild it.\n")
     refused = desk.call("plan", "1", "--from", "plan.md")
     assert (refused.returncode, "there is no terminal to ask on" in refused.stderr) == (2, True)
-    said = desk.say("plan", "1", "--from", "plan.md", "--yes")
-    assert "a plan of your own, 2 phases" in said
+    output = desk.say("plan", "1", "--from", "plan.md", "--yes")
+    assert "a plan of your own, 2 phases" in output
     for _ in range(2):  # looking writes nothing
         assert "View" in desk.say("plan", "1")
     row = conn.execute("select plan from planned_features").fetchone()
@@ -215,7 +215,7 @@ def test_a_plan_is_written_edited_and_taken_back(desk: Desk, conn: Connection) -
         text.replace("none", "9"),
     )
     # What it tells to do queues this plan, and no other one.
-    [command] = re.findall(r"'pgcoord ([^']+)'", said.splitlines()[-1])
+    [command] = re.findall(r"'pgcoord ([^']+)'", output.splitlines()[-1])
     assert desk.say(*command.split()).startswith("feature 1: 2 phases are queued")
     assert inserted(conn) == row["plan"]
     desk.say("plan", "1", "--output", "again.md")
@@ -269,6 +269,6 @@ def test_wrong_use_is_said(desk: Desk, conn: Connection) -> None:
     desk.write("idea.md", "Add a table")
     for arguments, status, words in WRONG_USE:
         with case(arguments, status, words):
-            done = desk.call("plan", *arguments)
-            assert (done.returncode, done.stdout) == (status, "")
-            assert words in re.sub(r"[\s│]+", " ", done.stderr)
+            result = desk.call("plan", *arguments)
+            assert (result.returncode, result.stdout) == (status, "")
+            assert words in re.sub(r"[\s│]+", " ", result.stderr)

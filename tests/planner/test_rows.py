@@ -119,3 +119,18 @@ def test_a_phase_is_added_below_the_last_or_to_an_empty_text() -> None:
 def test_what_cannot_be_written_is_refused(changes: Changes, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         change_plan(PLAN, changes)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("**Depends on:** Phase 1", "**Depends on:** 2"),
+        ("Depends on phase 1.", "Depends on: 2."),
+        ("y\n\n**Requires:** Phase 1", "y\n\n**Requires:** 2"),
+        ("- **Depends on**: —", "- **Depends on**: 2"),
+    ],
+)
+def test_dependencies_are_rewritten_as_their_author_wrote_them(before: str, after: str) -> None:
+    front = "".join(f"## Phase {n}: b\n\nx\n\n" for n in (1, 2, 3))
+    text = f"# a\n\n{front}## Phase 4: d\n\n{before}\n\nx\n"
+    assert change_plan(text, Changes({}, {4: [2]})) == text.replace(before, after)

@@ -4,10 +4,13 @@ Kubernetes is a small one of ours, which refuses what the API's own description 
 is a real cluster that PGCOORD_TEST_RAY names (`make test-ray`).
 """
 
+import asyncio
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,41 @@ async def test_a_job_runs_with_its_prompt_and_inputs_and_its_log_and_result_come
         assert (await watch.one("select value from pgcoord.result"))["value"] == {"summary": "s"}
         log = Path(first["folder"]) / "log"
         await until_it_ends(log, "odd\n")
+        # Neither its prompt nor the order with its secret: what it needs, it was sent.
+        assert [each.name for each in log.parent.iterdir()] == ["log"]
+
+
+async def test_a_further_attempt_is_asked_with_the_failure_of_the_last(
+    dsn: str, tmp_path: Path, pool: Pool
+) -> None:
+    work = scripts(
+        pool=pool.name,
+        max_attempts=2,
+        retry_delay=timedelta(0),
+        retry_prompt="cat >/dev/null <<end\n{error}\nend\necho was: {prompt}",
+    )
+    async with served(dsn, tmp_path, work=work, pool=pool), watching(dsn) as watch:
+        await watch.submit("exit 7")
+        await watch.until_statuses("completed")
+        attempts = await watch.all("select exit_code, folder from pgcoord.attempt order by id")
+        assert [each["exit_code"] for each in attempts] == [7, 0]
+        await until_it_ends(Path(attempts[1]["folder"]) / "log", "was: exit 7\n")
+
+
+async def test_a_log_is_copied_where_another_host_made_the_folder(
+    dsn: str, tmp_path: Path, pool: Pool
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    work = scripts(pool=pool.name)
+    async with served(dsn, tmp_path, work=work, pool=pool), watching(dsn) as watch:
+        await watch.submit(f"read line <{gate}; echo $line")
+        await watch.until_statuses("running")
+        folder = Path((await attempt_of(watch))["folder"])
+        shutil.rmtree(folder)
+        await asyncio.to_thread(gate.write_text, "on\n")
+        await watch.until_statuses("completed")
+        await until_it_ends(folder / "log", "on\n")
 
 
 @pytest.mark.scale
@@ -112,7 +150,7 @@ def test_jobs_report_to_the_address_with_and_without_its_path() -> None:
 # --- Kubernetes alone
 
 
-async def test_what_the_api_pushes_is_seen_without_waiting_to_be_asked(
+async def test_changes_pushed_by_the_api_are_seen_before_the_next_query(
     dsn: str,
     tmp_path: Path,
     kubernetes: tuple[FakeKubernetes, Path],
@@ -209,7 +247,7 @@ async def test_a_cluster_that_is_down_says_nothing_and_one_that_refuses_says_why
         await Kubernetes(settings_of(tmp_path / "kubeconfig"), {}).find()
 
 
-def test_what_has_to_be_sure_is_set_whatever_the_template_says(tmp_path: Path) -> None:
+def test_required_fields_override_the_template(tmp_path: Path) -> None:
     template = read_template(EXAMPLES / "kubernetes-job.yaml")
     template["spec"] |= {"backoffLimit": 6, "completions": 3}
     template["spec"]["template"]["spec"]["restartPolicy"] = "OnFailure"

@@ -194,7 +194,7 @@ async def test_cancelling_gives_time_to_clean_up(engine: Engine) -> None:
 
 
 @pytest.mark.scale
-async def test_what_ignores_sigterm_is_killed(engine: Engine) -> None:
+async def test_a_process_that_ignores_sigterm_is_killed(engine: Engine) -> None:
     script = "trap '' TERM; echo $$; while :; do sleep 0.1; done"
     async with watching(engine.dsn) as watch, running(engine.coordinator(), patience=JOB_TIMEOUT):
         await watch.submit(script)
@@ -211,7 +211,7 @@ async def test_a_workflow_that_is_too_slow_is_ended(engine: Engine) -> None:
     assert attempt["outcome"] == "timed_out"
 
 
-async def test_a_leader_that_comes_back_finds_what_runs(engine: Engine) -> None:
+async def test_a_leader_that_comes_back_finds_running_jobs(engine: Engine) -> None:
     gate = Gate(engine.folder / "gate")
     script = f"echo once; read _ < {gate.path}; exit 7"
     async with watching(engine.dsn) as watch:
@@ -226,7 +226,7 @@ async def test_a_leader_that_comes_back_finds_what_runs(engine: Engine) -> None:
     assert (Path(attempt["folder"]) / "log").read_text() == "once\n"
 
 
-async def test_what_ended_while_nobody_led_is_recorded(engine: Engine) -> None:
+async def test_a_job_that_ended_without_a_leader_is_recorded(engine: Engine) -> None:
     async with watching(engine.dsn) as watch:
         gate = Gate(engine.folder / "gate")
         async with running(engine.coordinator(), patience=JOB_TIMEOUT):

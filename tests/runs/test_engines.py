@@ -275,7 +275,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
-def test_what_comes_into_a_folder_within_a_tick_of_its_clock_is_seen(tmp_path: Path) -> None:
+def test_a_file_made_within_a_tick_of_the_folders_clock_is_seen(tmp_path: Path) -> None:
     os.utime(tmp_path, (5, 5))
     watcher = engines.Watcher(tmp_path)
     assert watcher.has_changed()

@@ -51,7 +51,7 @@ def judged(
 ) -> tuple[int, list[str]]:
     """The exit status and the output of a shell script that is judged, with *given* as its input."""
     command = [sys.executable, "-I", judge.__file__, json.dumps(spec), "sh", "-c", script]
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         input=given,
         capture_output=True,
@@ -60,7 +60,7 @@ def judged(
         timeout=60,
         env={**os.environ, **(environment or {})},
     )
-    return done.returncode, (done.stdout + done.stderr).splitlines()
+    return result.returncode, (result.stdout + result.stderr).splitlines()
 
 
 def writes(*events: object) -> str:
@@ -101,14 +101,14 @@ QUOTA = "429: You exceeded your current quota, please check your plan and billin
         (writes(HALF_A_CHARACTER, {"type": "result", "result": "Done."}), {"agent": "claude"}, 0, "a ? b"),
     ],
 )  # fmt: skip
-def test_a_command_is_judged_by_what_it_says_and_by_its_check(
+def test_a_command_is_judged_by_its_output_and_by_its_check(
     script: str, spec: dict[str, Any], status: int, last: str | None
 ) -> None:
     found, lines = judged(script, **spec)
     assert (found, lines[-1] if last else None) == (status, last)
 
 
-def test_what_an_agent_writes_as_json_is_read_by_people_and_counted(tmp_path: Path) -> None:
+def test_json_of_an_agent_becomes_readable_lines_and_costs(tmp_path: Path) -> None:
     text = {"type": "text", "text": "I look."}
     use = {"type": "tool_use", "name": "Bash", "input": {"command": "ls  -l"}}
     refused = {"type": "tool_result", "is_error": True, "content": "This needs approval"}
@@ -142,20 +142,20 @@ def test_what_an_agent_writes_as_json_is_read_by_people_and_counted(tmp_path: Pa
 
 def test_a_command_can_say_in_its_result_that_it_failed(tmp_path: Path) -> None:
     result = {"PGCOORD_RESULT_FILE": str(tmp_path / "result.json")}
-    said = '{"status": "failed", "error_message": "no network"}'
-    status, lines = judged(f"echo '{said}' >$PGCOORD_RESULT_FILE", result, check=["true"])
+    words = '{"status": "failed", "error_message": "no network"}'
+    status, lines = judged(f"echo '{words}' >$PGCOORD_RESULT_FILE", result, check=["true"])
     assert (status, lines[-1]) == (1, "pgcoord: it reports that it failed: no network")
 
 
-def test_what_a_command_says_in_its_result_does_not_hide_that_it_is_to_be_tried_later(
+def test_a_result_of_the_command_does_not_hide_a_retry_later(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "result.json"
-    said = (
+    words = (
         """echo '{"status": "failed", "error": "gave up", "cost_usd": 1}' >$PGCOORD_RESULT_FILE;"""
     )
     status, _ = judged(
-        f"{said} {writes(CLAUDE_OVERLOADED)} exit 1",
+        f"{words} {writes(CLAUDE_OVERLOADED)} exit 1",
         {"PGCOORD_RESULT_FILE": str(path)},
         agent="claude",
     )
@@ -185,7 +185,7 @@ def test_a_command_that_asks_to_be_tried_later_is_not_checked(tmp_path: Path) ->
         ({}, "x", {"summary": "x"}),
     ],
 )
-def test_what_is_added_to_a_result_never_makes_it_one_that_is_refused(
+def test_additions_never_make_a_result_too_large(
     own: dict[str, str], answer: str, expected: dict[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "result.json"
@@ -218,14 +218,14 @@ def test_a_log_on_a_full_disk_fails_nothing(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     script = writes({"type": "result", "result": "Done.", "total_cost_usd": 0.5})
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-I", judge.__file__, spec, "sh", "-c", script],
             stdout=full,
             stderr=full,
             check=False,
             env={**os.environ, "PGCOORD_RESULT_FILE": str(path)},
         )
-    assert done.returncode == 0
+    assert result.returncode == 0
     assert json.loads(path.read_text())["summary"] == "Done."
 
 

@@ -188,7 +188,7 @@ async def test_the_exit_status_is_written_by_each_shell(
     assert Run(run.folder).exit_status == status  # from the file, not from waitpid
 
 
-async def test_what_is_recorded_is_the_wrapper_and_its_start_time(
+async def test_the_recorded_process_is_the_wrapper_with_its_start_time(
     run: Run, ready: Fifo, go: Fifo
 ) -> None:
     start(run, "echo >ready; read x <go")
@@ -237,11 +237,11 @@ async def test_a_builtin_of_the_shell_is_no_command(run: Run, tmp_path: Path, na
     assert await run.wait() == 42
 
 
-async def test_the_environment_is_what_was_given_and_the_prompt_file(
+async def test_the_environment_holds_the_given_variables_and_the_prompt_file(
     run: Run, tmp_path: Path
 ) -> None:
-    given = {"PATH": PATH, "EMPTY": "", "ODD": "a'b\"c\n$(d)=é", "pgcoord_": "kept"}
-    run.start(["env", "-0"], directory=tmp_path, environment=given)
+    values = {"PATH": PATH, "EMPTY": "", "ODD": "a'b\"c\n$(d)=é", "pgcoord_": "kept"}
+    run.start(["env", "-0"], directory=tmp_path, environment=values)
     assert await run.wait() == 0
     got = dict(entry.split("=", 1) for entry in run.log.path.read_text().split("\0") if entry)
     files = {
@@ -249,7 +249,7 @@ async def test_the_environment_is_what_was_given_and_the_prompt_file(
         "PGCOORD_INPUT_FILE": "inputs.json",
         "PGCOORD_RESULT_FILE": "result.json",
     }
-    assert got == given | {name: str(run.folder / file) for name, file in files.items()}
+    assert got == values | {name: str(run.folder / file) for name, file in files.items()}
 
 
 async def test_the_command_holds_neither_lock_and_reads_nothing(run: Run, tmp_path: Path) -> None:
@@ -279,12 +279,12 @@ async def test_folders_are_made_for_the_owner_only(make_run: MakeRun, tmp_path: 
     run = make_run("a/b/c")
     run.start(["true"], directory=tmp_path, environment={"PATH": PATH})
     await run.wait()
-    made = [tmp_path / "a", tmp_path / "a/b", run.folder]
-    assert {folder.stat().st_mode & 0o777 for folder in made} == {0o700}
+    created = [tmp_path / "a", tmp_path / "a/b", run.folder]
+    assert {folder.stat().st_mode & 0o777 for folder in created} == {0o700}
     assert {path.stat().st_mode & 0o777 for path in run.folder.iterdir()} == {0o600}
 
 
-async def test_the_log_gets_both_outputs_after_what_it_held(run: Run) -> None:
+async def test_the_log_gets_both_outputs_after_its_earlier_content(run: Run) -> None:
     run.folder.mkdir()
     run.log.path.write_text("prepared\n")
     start(run, "echo out; echo err >&2")
@@ -292,7 +292,7 @@ async def test_the_log_gets_both_outputs_after_what_it_held(run: Run) -> None:
     assert run.log.path.read_text() == "prepared\nout\nerr\n"
 
 
-async def test_a_run_is_the_same_by_whatever_path(run: Run, tmp_path: Path) -> None:
+async def test_a_run_is_the_same_by_any_path(run: Run, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     assert (
         Run(tmp_path / "link" / run.folder.name).prompt_file == run.prompt_file
@@ -436,7 +436,7 @@ async def test_the_exit_status_survives_the_Starter(
     assert (tmp_path / "count").read_text() == "\n"
 
 
-async def test_the_exit_status_of_what_ended_while_nobody_looked_is_there(
+async def test_the_exit_status_of_an_unwatched_process_is_kept(
     run: Run, ready: Fifo, go: Fifo
 ) -> None:
     with Starter(KILLED, run.folder, "after start") as process:
@@ -612,7 +612,7 @@ async def test_end_terminates_a_command_which_may_still_say_how_it_ended(
     assert not Path(f"/proc/{run.pid}").exists()
 
 
-async def test_end_kills_what_ignores_term_and_the_status_is_still_written(
+async def test_end_kills_a_process_that_ignores_sigterm_and_the_status_is_still_written(
     run: Run, ready: Fifo, go: Fifo
 ) -> None:
     start(run, "trap '' TERM; sh -c 'read x <go' & echo $! $$ >ready; read x <go")
@@ -648,7 +648,7 @@ async def test_end_right_after_start_ends(make_run: MakeRun) -> None:
             assert Run(run.folder).exit_status == 143
 
 
-async def test_end_does_nothing_to_what_has_ended_or_never_began(run: Run) -> None:
+async def test_end_does_nothing_to_a_run_that_has_ended_or_never_began(run: Run) -> None:
     assert await run.end(LONG) == []
     assert run.state() is JobState.NEVER_STARTED
     start(run, "exit 7")

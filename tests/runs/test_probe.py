@@ -59,7 +59,7 @@ async def test_a_node_where_all_is_well_and_one_that_cannot_report(
 
 
 @pytest.mark.scale
-async def test_what_is_wrong_with_a_node_is_said(slurm: Cluster, tmp_path: Path) -> None:
+async def test_faults_of_a_node_are_reported(slurm: Cluster, tmp_path: Path) -> None:
     old = sorted(Path.home().glob(".pyenv/versions/3.[67].*/bin/python3"))
     oldest = old[0] if old else None
     cases: list[tuple[str, str, tuple[str, ...]]] = [
@@ -85,7 +85,7 @@ def test_a_folder_that_is_not_shared_is_found_out(slurm: Cluster, desk: Desk) ->
     command = (
         f"mount -t tmpfs none {shared} && exec {sys.executable} -m pgcoord doctor --probe --json"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         ["unshare", "--mount", "--propagation=private", "sh", "-c", command],
         cwd=desk.folder,
         env={**desk.environment, **slurm.environment},
@@ -93,8 +93,8 @@ def test_a_folder_that_is_not_shared_is_found_out(slurm: Cluster, desk: Desk) ->
         text=True,
         check=False,
     )
-    assert done.returncode == 9, done.stderr
-    pools = [each for each in json.loads(done.stdout)["findings"] if each["kind"] == "pools"]
+    assert result.returncode == 9, result.stderr
+    pools = [each for each in json.loads(result.stdout)["findings"] if each["kind"] == "pools"]
     [said] = [each["words"] for each in pools if "said nothing" in each["words"]]
     assert said.startswith("hpc: job ")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.slurm import Slurm as Cluster
 
-from pgcoord.coordination.launching import EngineState, Order, Seen
+from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs.slurm import Slurm
 
@@ -43,8 +43,8 @@ def order(folder: Path, script: str, *arguments: str, **environment: str) -> Ord
 
 
 async def seen(
-    slurm: Cluster, engine: Slurm, name: str, holds: Callable[[Seen], bool], what: str
-) -> Seen:
+    slurm: Cluster, engine: Slurm, name: str, holds: Callable[[ListedJob], bool], what: str
+) -> ListedJob:
     """Wait until Slurm says of the job what is expected."""
     for _ in range(600):
         found = (await engine.find()).get(name, [])
@@ -54,7 +54,7 @@ async def seen(
     raise AssertionError(f"{name} is not {what}: {found}")
 
 
-async def ended(slurm: Cluster, engine: Slurm, name: str) -> Seen:
+async def ended(slurm: Cluster, engine: Slurm, name: str) -> ListedJob:
     return await seen(slurm, engine, name, lambda it: it.state is EngineState.ENDED, "ended")
 
 
@@ -95,7 +95,7 @@ async def test_a_waiting_job_has_a_reason_and_is_removed(slurm: Cluster, tmp_pat
     job = order(tmp_path, "touch ran")
     number = await engine.submit(job)
     waits = await seen(slurm, engine, job.name, lambda it: "Begin" in it.words, "waiting")
-    assert waits == Seen(number, EngineState.WAITING, "BeginTime")
+    assert waits == ListedJob(number, EngineState.WAITING, "BeginTime")
     await engine.terminate(number)
     assert (await ended(slurm, engine, job.name)).exit_status is None
     assert not (tmp_path / "ran").exists()
@@ -129,7 +129,8 @@ async def test_a_job_that_ignores_sigterm_is_killed(
 async def test_a_partition_that_does_not_exist_is_refused_for_good(
     slurm: Cluster, tmp_path: Path
 ) -> None:
-    with pytest.raises(CannotStart, match=r"sbatch refuses the job: .*[Ii]nvalid partition"):
+    words = r'sbatch refuses the job: .*[Ii]nvalid partition.* \(options = \["--partition=gpu"\]\)'
+    with pytest.raises(CannotStart, match=words):
         await engine_of(slurm, "--partition=gpu").submit(order(tmp_path, "true"))
 
 
@@ -168,7 +169,7 @@ async def test_a_dead_controller_has_certainly_not_taken_it(
         slurm.wait_until_idle()
 
 
-async def test_doctor_is_told_what_is_wrong(slurm: Cluster, engine: Slurm) -> None:
+async def test_doctor_reports_faults_of_the_engine(slurm: Cluster, engine: Slurm) -> None:
     assert [each.level for each in await engine.check()] == ["ok", "ok", "warn"]  # KillWait 2 s
     *_, options, _ = await engine_of(slurm, "--partition=gpu").check()
     assert options.level == "fail"

@@ -12,7 +12,7 @@ import pytest
 from support.cases import case
 
 from pgcoord.configuration.reading import read_configuration
-from pgcoord.coordination.launching import EngineState, Order, Seen
+from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow
 from pgcoord.runs.templates import Commands
 
@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "engines"
 NAME = "pgcoord-0123abcd-17-89abcdef"
 
 # By the name of the example: what submit prints, and its id; what list prints, and what that means.
-PRINTED: dict[str, tuple[str, str, str, list[Seen]]] = {
+PRINTED: dict[str, tuple[str, str, str, list[ListedJob]]] = {
     "pbs": (
         "17.server\n",
         "17.server",
@@ -39,12 +39,12 @@ PRINTED: dict[str, tuple[str, str, str, list[Seen]]] = {
             }
         ),
         [
-            Seen(
+            ListedJob(
                 "17.server",
                 EngineState.WAITING,
                 "Not Running: Insufficient amount of resource: ncpus",
             ),
-            Seen("18.server", EngineState.ENDED, "F", None, 137),
+            ListedJob("18.server", EngineState.ENDED, "F", None, 137),
         ],
     ),
     "lsf": (
@@ -52,21 +52,21 @@ PRINTED: dict[str, tuple[str, str, str, list[Seen]]] = {
         "17",
         f"17|{NAME}|RUN|node1|-|-\n18|{NAME}|EXIT|node2|42|-\n19|other|RUN|node1|-|-\n",
         [
-            Seen("17", EngineState.RUNNING, "RUN, -", "node1"),
-            Seen("18", EngineState.ENDED, "EXIT, -", "node2", 42),
+            ListedJob("17", EngineState.RUNNING, "RUN, -", "node1"),
+            ListedJob("18", EngineState.ENDED, "EXIT, -", "node2", 42),
         ],
     ),
     "htcondor": (
         "17.0 - 17.0\n",
         "17",
         json.dumps([{"ClusterId": 17, "JobBatchName": NAME, "JobStatus": 5, "HoldReason": "why"}]),
-        [Seen("17", EngineState.WAITING, "why")],
+        [ListedJob("17", EngineState.WAITING, "why")],
     ),
     "nomad": (
         "Dispatched Job ID = pgcoord/dispatch-1700000000-abcd\nEvaluation ID = e\n",
         "pgcoord/dispatch-1700000000-abcd",
         json.dumps([{"ID": "pgcoord/dispatch-1", "Status": "dead", "Meta": {"name": NAME}}]),
-        [Seen("pgcoord/dispatch-1", EngineState.ENDED, "dead")],
+        [ListedJob("pgcoord/dispatch-1", EngineState.ENDED, "dead")],
     ),
 }
 
@@ -98,7 +98,7 @@ def _pools(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("example", PRINTED)
-async def test_an_example_reads_what_its_engine_prints(tmp_path: Path, example: str) -> None:
+async def test_an_example_parses_the_output_of_its_engine(tmp_path: Path, example: str) -> None:
     submitted, job, listed, seen = PRINTED[example]
     (tmp_path / "submitted").write_text(submitted)
     (tmp_path / "listed").write_text(listed)

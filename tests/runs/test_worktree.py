@@ -60,7 +60,7 @@ class Repository:
         }
 
     def git(self, *words: str, folder: Path | None = None) -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *words],
             cwd=folder or self.folder,
             env=self.environment,
@@ -68,7 +68,7 @@ class Repository:
             text=True,
             check=True,
         )
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     def commit(self, name: str, text: str) -> str:
         (self.folder / name).write_text(text)
@@ -97,7 +97,7 @@ class Repository:
         paths["input"].write_text(json.dumps(after or {}))
         paths["prompt"].write_text(prompt)
         paths["result"].unlink(missing_ok=True)
-        done = subprocess.run(
+        result = subprocess.run(
             self.command(script, *options),
             cwd=self.folder / directory,
             env=self.environment
@@ -113,7 +113,7 @@ class Repository:
         if paths["result"].is_file():  # a FIFO is not waited for
             with suppress(ValueError):
                 found = json.loads(paths["result"].read_text())
-        return Done(done.returncode, done.stdout + done.stderr, found)
+        return Done(result.returncode, result.stdout + result.stderr, found)
 
     def files(self, branch: str) -> set[str]:
         return set(self.git("ls-tree", "-r", "--name-only", branch).splitlines())
@@ -125,13 +125,15 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def test_the_work_is_on_the_branch_and_the_folder_is_gone(repository: Repository) -> None:
-    done = repository.phase("queue-1-1", "cat > prompt; echo new > file", "--title", "Write it")
-    assert done.status == 0, done.log
+    completed = repository.phase(
+        "queue-1-1", "cat > prompt; echo new > file", "--title", "Write it"
+    )
+    assert completed.status == 0, completed.log
     assert repository.files("pgcoord/queue-1-1") == {"README", "file", "prompt"}
     assert repository.git("show", "pgcoord/queue-1-1:prompt") == "do it"
     assert repository.git("log", "-1", "--format=%s", "pgcoord/queue-1-1") == "Write it"
     commit = repository.git("rev-parse", "pgcoord/queue-1-1")
-    assert done.result == {"branch": "pgcoord/queue-1-1", "commit": commit}
+    assert completed.result == {"branch": "pgcoord/queue-1-1", "commit": commit}
     assert not repository.worktree("queue-1-1").exists()
     assert repository.files("main") == {"README"}
 
@@ -167,15 +169,15 @@ def test_a_conflict_is_told_before_the_command_runs(repository: Repository) -> N
     assert repository.git("show", "pgcoord/queue-1-3:README") == "both"
 
 
-def test_what_a_prerequisite_committed_must_be_here(repository: Repository) -> None:
-    done = repository.phase("queue-1-2", "true", after={"1": {"branch": "b", "commit": "0" * 40}})
-    assert done.status == 69
-    assert "of branch b is not in this repository" in done.log
+def test_the_commit_of_a_prerequisite_must_be_in_the_repository(repository: Repository) -> None:
+    result = repository.phase("queue-1-2", "true", after={"1": {"branch": "b", "commit": "0" * 40}})
+    assert result.status == 69
+    assert "of branch b is not in this repository" in result.log
 
 
 def test_a_prerequisite_without_a_branch_changes_nothing(repository: Repository) -> None:
-    done = repository.phase("queue-1-2", "echo > file", after={"1": {"summary": "approved"}})
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-2", "echo > file", after={"1": {"summary": "approved"}})
+    assert result.status == 0, result.log
 
 
 @pytest.mark.parametrize("setting", [pytest.param("false", marks=pytest.mark.scale), "always"])
@@ -191,8 +193,8 @@ def test_many_at_once_all_start(repository: Repository, setting: str) -> None:
 def test_a_retry_goes_on_where_the_failed_attempt_has_stopped(repository: Repository) -> None:
     assert repository.phase("queue-1-1", "echo > half; exit 3").status == 3
     assert repository.worktree("queue-1-1").exists()
-    done = repository.phase("queue-1-1", "test -e half && echo > whole")
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-1", "test -e half && echo > whole")
+    assert result.status == 0, result.log
     assert repository.files("pgcoord/queue-1-1") == {"README", "half", "whole"}
 
 
@@ -221,18 +223,18 @@ def test_work_that_could_not_be_kept_is_kept_by_the_retry_without_the_command(
     folder = repository.worktree("queue-1-1")
     (folder / "file").write_text("both\n")
     repository.git("add", "file", folder=folder)
-    done = repository.phase("queue-1-1", script)
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-1", script)
+    assert result.status == 0, result.log
     assert (repository.inputs / "runs").read_text() == "\n"
     assert repository.git("show", "pgcoord/queue-1-1:file") == "both"
 
 
 def test_a_command_that_changes_nothing_is_told(repository: Repository) -> None:
-    said = "worktree: the command has succeeded, and changed nothing"
-    assert said in repository.phase("queue-1-1", "true").log
-    assert said not in repository.phase("queue-1-2", "echo x > y").log
+    words = "worktree: the command has succeeded, and changed nothing"
+    assert words in repository.phase("queue-1-1", "true").log
+    assert words not in repository.phase("queue-1-2", "echo x > y").log
     commits = "echo x > y; git add y; git commit --quiet --message y"
-    assert said not in repository.phase("queue-1-3", commits).log
+    assert words not in repository.phase("queue-1-3", commits).log
 
 
 def test_a_new_prompt_runs_the_command_again(repository: Repository) -> None:
@@ -315,8 +317,8 @@ def test_a_worktree_whose_making_or_removal_was_killed_is_made_anew(repository: 
     for at in range(1, calls + 1):
         if (repository.inputs / "runs").exists() and said:
             break
-        done = repository.phase("queue-1-2", script, environment=killed(repository, at))
-        said += "is not whole" * ("is not whole" in done.log)
+        result = repository.phase("queue-1-2", script, environment=killed(repository, at))
+        said += "is not whole" * ("is not whole" in result.log)
     assert said, "it was never killed there"
     removal = repository.phase("queue-1-3", script, environment=killed(repository, calls))
     assert removal.status == -signal.SIGKILL
@@ -341,8 +343,8 @@ def test_a_merge_that_a_retry_finds_unfinished_is_not_thrown_away(repository: Re
     assert "another merge is left" in other.log
     assert (folder / "file").read_text() == "both\n"
     repository.git("add", "file", folder=folder)
-    done = repository.phase("queue-1-2", script, after={"1": first})
-    assert done.status == 0, done.log
+    completed = repository.phase("queue-1-2", script, after={"1": first})
+    assert completed.status == 0, completed.log
     assert repository.git("show", "pgcoord/queue-1-2:file") == "both"
 
 
@@ -353,9 +355,9 @@ def test_a_folder_of_somebody_else_is_never_taken_or_removed(repository: Reposit
     (repository.inputs / "b").mkdir()
     other = Repository(repository.inputs / "b")
     assert other.phase("queue-1-1", "echo theirs > theirs; exit 1", *options).status == 1
-    done = repository.phase("queue-1-1", f"touch {repository.inputs}/ran", *options)
-    assert done.status == 69
-    assert "queue-1-1 is in the way" in done.log
+    result = repository.phase("queue-1-1", f"touch {repository.inputs}/ran", *options)
+    assert result.status == 69
+    assert "queue-1-1 is in the way" in result.log
     (root / "queue-1-2").mkdir()
     (root / "queue-1-2" / "notes").write_text("mine\n")
     # Even where a worktree of that name was being made in another place.
@@ -377,9 +379,9 @@ def test_work_in_a_worktree_that_git_has_forgotten_is_put_aside(repository: Repo
     folder.rename(f"{folder}.away")
     repository.git("worktree", "prune")
     Path(f"{folder}.away").rename(folder)
-    done = repository.phase("queue-1-1", "echo > whole")
-    assert done.status == 0, done.log
-    assert "git has forgotten" in done.log
+    result = repository.phase("queue-1-1", "echo > whole")
+    assert result.status == 0, result.log
+    assert "git has forgotten" in result.log
     assert Path(f"{folder}.left-1", "half").exists()
 
 
@@ -402,8 +404,8 @@ def test_two_databases_may_have_phases_of_one_name_at_once(
 
 def test_a_lock_that_a_killed_git_left_is_removed(repository: Repository) -> None:
     assert repository.phase("queue-1-1", "touch $(git rev-parse --git-dir)/index.lock; exit 1")
-    done = repository.phase("queue-1-1", "echo > file")
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-1", "echo > file")
+    assert result.status == 0, result.log
     again = repository.phase(
         "queue-1-2", "echo > file; touch $(git rev-parse --git-dir)/index.lock"
     )
@@ -413,26 +415,26 @@ def test_a_lock_that_a_killed_git_left_is_removed(repository: Repository) -> Non
 def test_a_folder_that_was_deleted_is_made_anew(repository: Repository) -> None:
     repository.phase("queue-1-1", "exit 1")
     subprocess.run(["rm", "-r", repository.worktree("queue-1-1")], check=True)
-    done = repository.phase("queue-1-1", "echo > file")
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-1", "echo > file")
+    assert result.status == 0, result.log
 
 
 def test_the_branch_of_an_earlier_database_is_left_as_it_is(repository: Repository) -> None:
     repository.phase("queue-1-1", "echo old > old")
-    done = repository.phase(
+    completed = repository.phase(
         "queue-1-1", "echo new > new", environment={"PGCOORD_INSTALLATION": "another"}
     )
-    assert done.result["branch"] == "pgcoord/queue-1-1-2", done.log
+    assert completed.result["branch"] == "pgcoord/queue-1-1-2", completed.log
     assert repository.files("pgcoord/queue-1-1") == {"README", "old"}
     assert repository.files("pgcoord/queue-1-1-2") == {"README", "new"}
 
 
-def test_the_work_is_kept_on_whatever_branch_the_command_leaves(repository: Repository) -> None:
+def test_the_work_is_kept_on_any_branch_that_the_command_leaves(repository: Repository) -> None:
     script = "git checkout -q -b feature/mine; echo > mine; git add mine; git commit -qm mine; {}"
     for number, more in enumerate(("true", "echo > rest", "git checkout -q --detach"), 1):
         name = f"queue-1-{number}"
-        done = repository.phase(name, script.replace("mine;", f"mine{number};", 1).format(more))
-        assert done.status == 0, done.log
+        result = repository.phase(name, script.replace("mine;", f"mine{number};", 1).format(more))
+        assert result.status == 0, result.log
         assert "mine" in repository.files(f"pgcoord/{name}")
 
 
@@ -440,10 +442,10 @@ def test_a_hook_that_refuses_does_not_lose_the_work(repository: Repository) -> N
     hook = repository.folder / ".git/hooks/pre-commit"
     hook.write_text("#!/bin/sh\necho no such thing >&2\nexit 1\n")
     hook.chmod(0o755)
-    done = repository.phase("queue-1-1", "echo > file")
-    assert done.status == 0, done.log
-    assert "a hook refuses the commit" in done.log
-    assert "no such thing" in done.log
+    result = repository.phase("queue-1-1", "echo > file")
+    assert result.status == 0, result.log
+    assert "a hook refuses the commit" in result.log
+    assert "no such thing" in result.log
     assert "file" in repository.files("pgcoord/queue-1-1")
 
 
@@ -466,27 +468,27 @@ def test_neither_hooks_nor_keys_keep_worktrees_from_being_made_and_merged(
 
 def test_the_work_is_kept_though_the_command_has_renamed_the_branch(repository: Repository) -> None:
     script = "git branch -m feature/mine; echo > file; git add file; git commit -qm mine; echo > x"
-    done = repository.phase("queue-1-1", script)
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-1", script)
+    assert result.status == 0, result.log
     assert repository.files("pgcoord/queue-1-1") == {"README", "file", "x"}
 
 
 def test_without_a_name_or_a_title_the_work_is_committed(repository: Repository) -> None:
-    done = repository.phase("queue-1-1", "echo > file", "--title", " ")
-    assert done.status == 0, done.log
-    found = repository.git("log", "-1", "--format=%an %s", "pgcoord/queue-1-1")
-    assert found == "pgcoord queue-1-1"
+    result = repository.phase("queue-1-1", "echo > file", "--title", " ")
+    assert result.status == 0, result.log
+    actual = repository.git("log", "-1", "--format=%an %s", "pgcoord/queue-1-1")
+    assert actual == "pgcoord queue-1-1"
 
 
 def test_leftovers_and_nested_repositories_are_no_part_of_the_work(repository: Repository) -> None:
-    done = repository.phase(
+    result = repository.phase(
         "queue-1-1",
         "mkdir -p node_modules/x a/node_modules; echo > node_modules/x/y; echo > a/node_modules/z;"
         " echo > a/kept; git init -q nested; echo > nested/file",
     )
-    assert done.status == 0, done.log
+    assert result.status == 0, result.log
     assert repository.files("pgcoord/queue-1-1") == {"README", "a/kept"}
-    assert "nested is a repository of its own" in done.log
+    assert "nested is a repository of its own" in result.log
 
 
 def test_an_initialised_submodule_hinders_nothing(repository: Repository) -> None:
@@ -496,10 +498,10 @@ def test_an_initialised_submodule_hinders_nothing(repository: Repository) -> Non
         "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "library"
     )
     repository.git("commit", "--quiet", "--message", "Add library")
-    done = repository.phase(
+    result = repository.phase(
         "queue-1-1", "git -c protocol.file.allow=always submodule -q update --init; echo > file"
     )
-    assert done.status == 0, done.log
+    assert result.status == 0, result.log
     assert not repository.worktree("queue-1-1").exists()
     # A commit that is nowhere else is no work that anybody could go on with.
     name = "-c user.name=a -c user.email=a"
@@ -518,21 +520,21 @@ def test_an_initialised_submodule_hinders_nothing(repository: Repository) -> Non
 
 def test_a_repository_within_that_holds_work_keeps_the_folder(repository: Repository) -> None:
     read = f"git clone -q {repository.folder} read"
-    done = repository.phase("queue-1-1", read)
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-1", read)
+    assert result.status == 0, result.log
     assert not repository.worktree("queue-1-1").exists()
     more = "git -C read -c user.name=a -c user.email=a commit -q --allow-empty -m more"
-    done = repository.phase("queue-1-2", f"{read}; {more}; echo > file")
-    assert done.status == 0, done.log
-    assert "stays: work in read is on no branch of it" in done.log
+    result = repository.phase("queue-1-2", f"{read}; {more}; echo > file")
+    assert result.status == 0, result.log
+    assert "stays: work in read is on no branch of it" in result.log
     assert (repository.worktree("queue-1-2") / "read").exists()
 
 
 def test_the_command_starts_in_the_folder_that_the_phase_was_given(repository: Repository) -> None:
     (repository.folder / "below").mkdir()
     repository.commit("below/file", "text\n")
-    done = repository.phase("queue-1-1", "test -e file && echo > new", directory="below")
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-1", "test -e file && echo > new", directory="below")
+    assert result.status == 0, result.log
     assert "below/new" in repository.files("pgcoord/queue-1-1")
 
 
@@ -540,17 +542,19 @@ def test_a_base_is_started_from_and_a_dirty_tree_is_told(repository: Repository)
     repository.git("branch", "stable")
     repository.commit("later", "text\n")
     (repository.folder / "README").write_text("changed\n")
-    done = repository.phase("queue-1-1", "echo > file", "--base", "stable")
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-1", "echo > file", "--base", "stable")
+    assert result.status == 0, result.log
     assert repository.files("pgcoord/queue-1-1") == {"README", "file"}
-    assert "uncommitted changes" in done.log
+    assert "uncommitted changes" in result.log
 
 
 @pytest.mark.scale
 def test_a_result_of_the_command_is_kept_beside_the_branch(repository: Repository) -> None:
-    done = repository.phase("queue-1-1", """echo '{"summary": "done"}' > $PGCOORD_RESULT_FILE""")
-    assert done.result["summary"] == "done"
-    assert done.result["branch"] == "pgcoord/queue-1-1"
+    completed = repository.phase(
+        "queue-1-1", """echo '{"summary": "done"}' > $PGCOORD_RESULT_FILE"""
+    )
+    assert completed.result["summary"] == "done"
+    assert completed.result["branch"] == "pgcoord/queue-1-1"
     # What nobody can use is left for pgcoord to name; nothing is taken as done.
     for number, script in enumerate(
         [
@@ -574,9 +578,9 @@ def test_a_result_of_up_to_64_kB_may_be_written_in_a_worktree(
 ) -> None:
     (repository.inputs / "answer").write_text(json.dumps({"summary": text}, ensure_ascii=False))
     answer = shlex.quote(str(repository.inputs / "answer"))
-    done = repository.phase("queue-1-1", f"cp {answer} $PGCOORD_RESULT_FILE")
-    assert done.status == 0, done.log
-    assert done.result["summary"] == text
+    completed = repository.phase("queue-1-1", f"cp {answer} $PGCOORD_RESULT_FILE")
+    assert completed.status == 0, completed.log
+    assert completed.result["summary"] == text
     # The limit of what the coordinator reads, in spite of all that was added.
     assert (repository.inputs / "queue-1-1.result").stat().st_size <= results.FILE_LIMIT
 
@@ -588,21 +592,21 @@ def test_a_result_that_the_database_will_refuse_is_refused_before_the_work_is_ha
     many = json.dumps({f"k{n}": n for n in range(5_211)}, separators=(",", ":"))
     (repository.inputs / "answer").write_text(many)
     answer = shlex.quote(str(repository.inputs / "answer"))
-    done = repository.phase(
+    result = repository.phase(
         "queue-7-1",
         f"echo x > file; cp {answer} $PGCOORD_RESULT_FILE",
         environment={"PGCOORD_FEATURE_ID": "7"},
     )
-    assert done.status == 65, done.log
-    assert "worktree: the result has 75945 bytes of JSON" in done.log
+    assert result.status == 65, result.log
+    assert "worktree: the result has 75945 bytes of JSON" in result.log
     assert repository.worktree("queue-7-1").exists()
     assert "feature" not in repository.git("branch")
 
 
-def test_what_says_that_it_failed_is_not_kept(repository: Repository) -> None:
-    said = """echo x > file; echo '{"status": "failed", "error": "no"}' > $PGCOORD_RESULT_FILE"""
-    done = repository.phase("queue-1-1", said)
-    assert done.result == {"status": "failed", "error": "no"}
+def test_work_whose_result_is_a_failure_is_not_kept(repository: Repository) -> None:
+    words = """echo x > file; echo '{"status": "failed", "error": "no"}' > $PGCOORD_RESULT_FILE"""
+    completed = repository.phase("queue-1-1", words)
+    assert completed.result == {"status": "failed", "error": "no"}
     assert repository.files("pgcoord/queue-1-1") == {"README"}
 
 
@@ -674,12 +678,12 @@ def test_a_conflict_can_be_resolved_by_hand_on_a_branch(repository: Repository) 
 def test_a_resolver_without_a_model_has_the_phase_wait(repository: Repository) -> None:
     left = repository.phase("queue-1-1", "echo left > README").result
     right = repository.phase("queue-1-2", "echo right > README").result
-    said = """echo '{"status": "later", "error": "529", "cost_usd": 2}' > $PGCOORD_RESULT_FILE"""
-    later = ("--resolve", f"{said}; exit 75")
+    words = """echo '{"status": "later", "error": "529", "cost_usd": 2}' > $PGCOORD_RESULT_FILE"""
+    later = ("--resolve", f"{words}; exit 75")
     join = repository.phase("queue-1-3", "true", *later, after={"1": left, "2": right})
     assert join.status == 69
     assert join.result == {"status": "later", "error": "529", "cost_usd": 2}
-    assert repository.phase("queue-1-4", said).result["status"] == "later"
+    assert repository.phase("queue-1-4", words).result["status"] == "later"
     assert not repository.git("log", "main..pgcoord/queue-1-4")
 
 
@@ -701,8 +705,12 @@ def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
     kept = json.dumps({"body": json.dumps({"status": "completed", "result": {"summary": "good"}})})
     seen = f"""test -z "$PGCOORD_REPORT_URL" && echo x > file && echo '{kept}' > {report}"""
     url = {"PGCOORD_REPORT_URL": "http://127.0.0.1:9"}
-    done = repository.phase("queue-1-1", f"{seen} && exit 0", environment=url)
-    assert (done.status, done.result["status"], done.result["summary"]) == (0, "completed", "good")
+    completed = repository.phase("queue-1-1", f"{seen} && exit 0", environment=url)
+    assert (completed.status, completed.result["status"], completed.result["summary"]) == (
+        0,
+        "completed",
+        "good",
+    )
     no = f"""echo '{kept.replace("completed", "failed")}' > {report}; echo x > file"""
     assert repository.phase("queue-1-3", no, environment=url).status == 0
     assert repository.files("pgcoord/queue-1-3") == {"README"}, (
@@ -775,8 +783,8 @@ def test_a_full_disk_loses_no_work_and_pays_nothing_twice(disk: Path) -> None:
     not_run = repository.phase("queue-1-2", "true")
     assert not_run.status == 69, not_run.log
     ballast.unlink()
-    done = repository.phase("queue-1-1", script)
-    assert done.status == 0, done.log
+    result = repository.phase("queue-1-1", script)
+    assert result.status == 0, result.log
     assert (repository.inputs / "runs").read_text() == "\n"
     assert repository.files("pgcoord/queue-1-1") == {"README", "work"}
     assert repository.phase("queue-1-2", "true").status == 0
@@ -788,10 +796,10 @@ def test_files_of_lfs_are_whole_in_the_worktree_and_kept(repository: Repository)
     repository.git("lfs", "install", "--local")
     repository.git("lfs", "track", "*.bin")
     repository.commit("a.bin", "large\n")
-    done = repository.phase("queue-1-1", "grep -x large a.bin && echo larger > a.bin")
-    assert done.status == 0, done.log
+    completed = repository.phase("queue-1-1", "grep -x large a.bin && echo larger > a.bin")
+    assert completed.status == 0, completed.log
     assert "git-lfs" in repository.git("show", "pgcoord/queue-1-1:a.bin")
-    after = {"1": done.result}
+    after = {"1": completed.result}
     assert repository.phase("queue-1-2", "grep -x larger a.bin", after=after).status == 0
 
 
@@ -834,7 +842,7 @@ def elsewhere(repository: Repository) -> None:
         (lambda _: None, ["--push", "nowhere"], "there is no remote 'nowhere' to push to"),
     ],
 )
-def test_what_cannot_be_worked_on_is_refused_before_the_command_runs(
+def test_an_unfit_repository_is_refused_before_the_command_runs(
     repository: Repository,
     spoil: Callable[[Repository], None],
     options: list[str],
@@ -843,9 +851,9 @@ def test_what_cannot_be_worked_on_is_refused_before_the_command_runs(
     spoil(repository)
     ran = f"touch {repository.inputs}/ran"
     path = path_of(repository.inputs / "bin", "git", "sh", "touch")  # without git-lfs
-    done = repository.phase("queue-1-1", ran, *options, environment={"PATH": path})
-    assert done.status == 69, done.log
-    assert words in done.log
+    result = repository.phase("queue-1-1", ran, *options, environment={"PATH": path})
+    assert result.status == 69, result.log
+    assert words in result.log
     assert not (repository.inputs / "ran").exists()
 
 
@@ -861,16 +869,16 @@ def path_of(folder: Path, *programs: str) -> str:
 
 def test_a_machine_without_git_is_named(repository: Repository) -> None:
     path = path_of(repository.inputs / "bin", "sh")
-    done = repository.phase("queue-1-1", "true", environment={"PATH": path})
-    assert done.status == 69
-    assert "there is no git on PATH" in done.log
-    assert "Traceback" not in done.log
+    result = repository.phase("queue-1-1", "true", environment={"PATH": path})
+    assert result.status == 69
+    assert "there is no git on PATH" in result.log
+    assert "Traceback" not in result.log
 
 
 def test_a_command_that_is_not_there_is_named_before_anything_is_made(
     repository: Repository,
 ) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(PROGRAM), "--", "no-such-agent"],
         cwd=repository.folder,
         env=repository.environment,
@@ -878,13 +886,16 @@ def test_a_command_that_is_not_there_is_named_before_anything_is_made(
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (69, "worktree: there is no command 'no-such-agent'\n")
+    assert (result.returncode, result.stderr) == (
+        69,
+        "worktree: there is no command 'no-such-agent'\n",
+    )
     assert not Path(f"{repository.folder}.worktrees").exists()
 
 
 def test_the_command_line_has_it_too(repository: Repository) -> None:
     """As `pgcoord worktree`, by hand: no phase, no prompt, no result."""
-    done = subprocess.run(
+    result = subprocess.run(
         [
             sys.executable,
             "-m",
@@ -903,7 +914,7 @@ def test_the_command_line_has_it_too(repository: Repository) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert repository.git("log", "-1", "--format=%s", "pgcoord/by-hand") == "By hand"
     assert repository.files("pgcoord/by-hand") == {"README", "x"}
 
@@ -912,7 +923,7 @@ def test_it_travels_without_its_file(repository: Repository) -> None:
     """As the command of a job on a machine that has Python, and no pgcoord."""
     program = program_of(str(PROGRAM), travels=True)
     assert program[0] == "python3"
-    done = subprocess.run(
+    result = subprocess.run(
         [*program, "--title", "x", "--", "sh", "-c", "echo 1 > file"],
         cwd=repository.folder,
         env=repository.environment | {"PGCOORD_QUEUE_ID": "queue-1-1"},
@@ -920,5 +931,5 @@ def test_it_travels_without_its_file(repository: Repository) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert repository.files("pgcoord/queue-1-1") == {"README", "file"}

@@ -144,10 +144,10 @@ async def test_a_job_without_a_coordinator_asks_and_tells_by_the_shared_folder(
         assert not (tmp_path / "log").exists()
         jobs.answer_spooled(tmp_path, asked["copy"], None)
         assert await process.wait() == 128 + signal.SIGKILL
-    said = jobs.spooled_exit(tmp_path, attempt["id"], attempt["secret"])
-    assert said
-    assert (said["copy"], said["exit_code"]) == (asked["copy"], 137)
-    assert said["log_tail"] == (tmp_path / "log").read_text().strip() == "out"
+    message = jobs.spooled_exit(tmp_path, attempt["id"], attempt["secret"])
+    assert message
+    assert (message["copy"], message["exit_code"]) == (asked["copy"], 137)
+    assert message["log_tail"] == (tmp_path / "log").read_text().strip() == "out"
 
 
 async def test_a_job_that_is_refused_by_file_or_asked_to_end_before_it_began_runs_nothing(
@@ -167,7 +167,7 @@ async def test_a_job_that_is_refused_by_file_or_asked_to_end_before_it_began_run
         assert not (tmp_path / "log").exists()
 
 
-async def test_term_reaches_the_command_and_kill_what_ignores_it(
+async def test_sigterm_reaches_the_command_and_sigkill_follows_if_ignored(
     site: Site, conn: Connection, attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     script = "trap 'echo clean' TERM; sleep 1000 & echo $! >pid; while :; do wait; done"
@@ -199,9 +199,9 @@ async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
             [asked] = await until_asked(disk, attempt)
             jobs.answer_spooled(disk, asked["copy"], None)
             assert await process.wait() == 7
-        said = jobs.spooled_exit(disk, attempt["id"], attempt["secret"])
-        assert said
-        assert (said["exit_code"], said["log_tail"]) == (7, "")
+        message = jobs.spooled_exit(disk, attempt["id"], attempt["secret"])
+        assert message
+        assert (message["exit_code"], message["log_tail"]) == (7, "")
 
 
 async def test_an_order_that_cannot_be_read_runs_nothing(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_long_reason_loses_its_middle(conn: Connection) -> None:
     assert "34003 characters left out" in found["text"]
 
 
-def test_who_acts_and_why_are_bounded(conn: Connection, client: Connection) -> None:
+def test_actor_and_reason_are_bounded(conn: Connection, client: Connection) -> None:
     client.execute("select set_config('pgcoord.actor', repeat('x', 100000), false)")
     client.execute("select set_config('pgcoord.reason', repeat('y', 100000), false)")
     client.execute("insert into planned_features (title) values ('a')")
@@ -152,7 +152,7 @@ def test_who_acts_and_why_are_bounded(conn: Connection, client: Connection) -> N
     assert found["why"] < 17_000
 
 
-def test_what_is_long_but_can_be_read_is_taken(conn: Connection) -> None:
+def test_long_but_readable_text_is_accepted(conn: Connection) -> None:
     feature = add_feature(conn, {})
     data = {"title": "t", "prompt_content": "p" * 5_000_000, "deep": [[[[1e300]]]]}
     conn.execute(INSERT, [feature, 1, None, Jsonb(data)])
@@ -163,7 +163,7 @@ _OF_ANOTHER_TYPE = {"22P02", "22003", "22007", "22008"}
 
 
 @pytest.mark.parametrize("role", ["client", pytest.param("owner", marks=pytest.mark.scale)])
-def test_no_column_takes_what_nobody_can_read_or_refuses_without_a_word(
+def test_no_column_takes_unreadable_text_or_refuses_it_without_a_message(
     conn: Connection, client: Connection, role: str
 ) -> None:
     """Every column of every table that a client writes, by INSERT and UPDATE."""

@@ -46,9 +46,9 @@ def test_a_link_of_somebody_else_to_a_configuration_of_ours_is_refused(tmp_path:
 
 def test_a_configuration_that_everybody_can_change_is_refused(desk: Desk) -> None:
     (desk.folder / "pgcoord.toml").chmod(0o666)
-    done = desk.call("serve")
-    assert (done.returncode, "can be changed by every user" in done.stderr) == (5, True)
-    assert "chmod go-w" in done.stderr
+    result = desk.call("serve")
+    assert (result.returncode, "can be changed by every user" in result.stderr) == (5, True)
+    assert "chmod go-w" in result.stderr
 
 
 @root_only
@@ -69,7 +69,7 @@ def test_a_group_may_change_it_only_when_it_is_its_owners_own(tmp_path: Path) ->
 
 
 @root_only
-def test_what_called_root_by_sudo_is_trusted(tmp_path: Path) -> None:
+def test_the_user_behind_sudo_is_trusted(tmp_path: Path) -> None:
     path = tmp_path / "pgcoord.toml"
     path.write_text("")
     os.chown(path, STRANGER, STRANGER)
@@ -84,12 +84,12 @@ def test_a_state_folder_of_somebody_else_is_refused(desk: Desk) -> None:
     os.chown(state, STRANGER, STRANGER)
     environment = {"DATABASE_URL": ""}
     for command in (["status"], ["db", "start"], ["run", desk.plan("true")]):
-        done = desk.call(*command, **environment)
-        assert done.returncode == 6, done
-        assert done.stderr.startswith(
+        result = desk.call(*command, **environment)
+        assert result.returncode == 6, result
+        assert result.stderr.startswith(
             f"pgcoord: {state} belongs to user {STRANGER}, so it is not used\n"
         )
-        assert "Give --dsn or DATABASE_URL" in done.stderr
+        assert "Give --dsn or DATABASE_URL" in result.stderr
     assert not list(state.iterdir())
 
 
@@ -97,6 +97,6 @@ def test_a_state_folder_that_everybody_can_change_is_refused(desk: Desk) -> None
     state = desk.folder / ".pgcoord"
     state.mkdir()
     state.chmod(0o777)
-    done = desk.call("db", "start", DATABASE_URL="")
-    assert (done.returncode, "can be changed by every user" in done.stderr) == (6, True)
+    result = desk.call("db", "start", DATABASE_URL="")
+    assert (result.returncode, "can be changed by every user" in result.stderr) == (6, True)
     assert stat.S_IMODE(state.stat().st_mode) == 0o777

@@ -114,13 +114,13 @@ def test_a_prepared_transaction_that_holds_the_lock_is_named(tmp_path: Path) -> 
         with psycopg.connect(server.dsn, autocommit=True, row_factory=dict_row) as conn:
             conn.execute("begin; select pg_advisory_xact_lock(7405, 1)")
             conn.execute("prepare transaction 'left behind'")
-            found = blocker_of(conn)
-            assert found == {
+            actual = blocker_of(conn)
+            assert actual == {
                 "pid": None,
                 "words": f"the prepared transaction 'left behind' {NO_COORDINATOR}",
                 "remedy": "rollback prepared 'left behind'",
             }
-            conn.execute(found["remedy"].encode())
+            conn.execute(actual["remedy"].encode())
             take_lead(conn)
     finally:
         server.stop()
@@ -135,7 +135,7 @@ def readiness(address: str) -> str:
 
 
 @pytest.mark.scale
-def test_serve_status_and_the_panel_name_who_keeps_the_lead_from_them(
+def test_serve_status_and_the_panel_name_the_session_that_keeps_the_lead(
     desk: Desk, dsn: str, conn: Connection, intruder: Connection
 ) -> None:
     end_lead(dsn)

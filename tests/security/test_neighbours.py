@@ -118,8 +118,8 @@ def test_a_workflow_runs_as_the_user_that_it_names(
         " for each in log status; do rm -f $each; echo > $each; mv prompt.md $each; done"
         " 2>/dev/null; echo x > report.json && echo writes; ls | sort | xargs; exit 4"
     )
-    done = desk.call("run", desk.plan(script))
-    assert done.returncode == 1, done
+    result = desk.call("run", desk.plan(script))
+    assert result.returncode == 1, result
     log = desk.say("logs", "1.1").splitlines()
     group = grp.getgrgid(nobody.pw_gid).gr_name
     assert log == [
@@ -159,8 +159,8 @@ def test_a_run_where_the_user_cannot_come_is_refused(desk: Desk, conn: Connectio
 
 def test_a_user_whom_nobody_knows_is_refused_at_the_start(desk: Desk) -> None:
     as_user(desk, "no-such-user")
-    done = desk.call("serve")
-    assert (done.returncode, done.stderr) == (
+    result = desk.call("serve")
+    assert (result.returncode, result.stderr) == (
         7,
         "pgcoord: workflow sh: there is no user no-such-user on this machine\n",
     )

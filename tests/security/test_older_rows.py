@@ -91,7 +91,7 @@ def test_json_is_read_as_it_is_where_python_can(text: str, value: Any) -> None:
     assert load_json(text.encode()) == value
 
 
-def test_what_lies_too_deep_is_cut_and_the_rest_is_kept() -> None:
+def test_json_that_is_too_deep_is_cut_and_the_rest_is_kept() -> None:
     loaded = load_json(f'{{"a": {DEEP}, "b": "[[{{\\"", "c": [{DEEP}, 3]}}')
     assert (loaded["b"], loaded["c"][1]) == ('[[{"', 3)
     assert json.loads(json.dumps(loaded)) == loaded

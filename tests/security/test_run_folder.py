@@ -116,7 +116,7 @@ async def test_a_phase_can_harm_nothing_but_its_own_run(
 
 
 @pytest.mark.parametrize("damage", each_damage(QUICK_TAKEN_OVER))
-async def test_it_can_be_taken_over_whatever_it_did(
+async def test_a_damaged_run_is_taken_over_by_the_next_coordinator(
     dsn: str, watch: Watch, tmp_path: Path, outside: Path, damage: str
 ) -> None:
     gate, done = Gate(tmp_path / "gate"), Gate(tmp_path / "done")

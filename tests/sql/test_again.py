@@ -21,7 +21,7 @@ def of_copy(conn: Connection, feature: int) -> dict[int, str]:
     return {row["phase_number"]: row["status"] for row in rows}
 
 
-def test_a_copy_from_a_phase_takes_over_what_is_completed_before_it(
+def test_a_copy_from_a_phase_takes_over_completed_phases_before_it(
     conn: Connection, epoch: int
 ) -> None:
     submit(

@@ -91,7 +91,7 @@ def test_a_claim_gives_number_adw_id_slot_and_all_that_is_needed_to_run(
     assert (given["issue_number"], given["started"], given["ended"]) == (7, False, False)
 
 
-def test_a_claim_returns_what_the_view_of_assignments_shows(conn: Connection, epoch: int) -> None:
+def test_a_claim_returns_rows_of_the_view_of_assignments(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: []})
     conn.execute("select pgcoord.set_slots(2)")
     claimed = conn.execute("select * from pgcoord_private.claim_phases(%s)", [epoch]).fetchall()
@@ -190,7 +190,7 @@ def test_a_phase_says_itself_how_often_and_how_long(conn: Connection, epoch: int
     assert (row["deadline"] - row["started_at"]).total_seconds() == pytest.approx(1.5, abs=0.1)
 
 
-def test_what_was_declared_when_it_was_claimed_counts(conn: Connection) -> None:
+def test_the_declaration_at_the_time_of_the_claim_counts(conn: Connection) -> None:
     epoch = take_lead(conn, WORKFLOW | {"reports": True, "timeout_seconds": 60, "max_attempts": 2})
     queue_id = running(conn, epoch)
     epoch = take_lead(conn, WORKFLOW)
@@ -544,7 +544,7 @@ def test_an_end_asked_for_counts_before_the_loss_of_the_host(
     assert attempt_of(conn, abroad)["outcome"] == "cancelled"
 
 
-def test_only_who_leads_gives_up_attempts_of_other_hosts(
+def test_only_the_leader_gives_up_attempts_of_other_hosts(
     conn: Connection, epoch: int, abroad: str
 ) -> None:
     let_leases_run_out(conn)
@@ -567,7 +567,7 @@ def test_the_start_of_an_attempt_that_was_given_up_is_refused(
         conn.execute("select pgcoord_private.start_phase(%s, %s, 1, 'then')", [epoch, number])
 
 
-def test_a_claim_waits_a_second_for_who_holds_the_control_row(
+def test_a_claim_waits_a_second_for_a_lock_of_the_control_row(
     conn: Connection, epoch: int, dsn: str
 ) -> None:
     with psycopg.connect(dsn) as holder:
@@ -578,7 +578,7 @@ def test_a_claim_waits_a_second_for_who_holds_the_control_row(
 
 @pytest.mark.parametrize("channel", ["pgcoord_wake", "pgcoord_stand_by"])
 @pytest.mark.parametrize("how", ["ended", "deleted"])
-def test_who_leads_and_who_stands_by_are_told_when_a_process_is_to_be_ended(
+def test_leader_and_stand_bys_learn_when_a_process_is_to_be_ended(
     how: str, channel: str, conn: Connection, epoch: int, dsn: str
 ) -> None:
     queue_id = running(conn, epoch)
@@ -697,8 +697,8 @@ def test_external_attempts_are_no_business_of_a_coordinator(
         add_phase(conn, add_feature(conn, {}), 1, status="running")
     else:
         running(conn, epoch)
-    found = one(conn, "select count(*) as n from pgcoord_private.assignment")["n"]
-    assert found == (0 if external else 1)
+    actual = one(conn, "select count(*) as n from pgcoord_private.assignment")["n"]
+    assert actual == (0 if external else 1)
 
 
 def test_each_failure_is_logged_with_its_reason_also_when_it_is_the_same_again(

@@ -306,7 +306,7 @@ def test_the_queue_of_notifications_is_measured(conn: Connection, epoch: int) ->
     assert (level, words) == ("ok", "the server's queue of notifications is 0 % full")
 
 
-def test_phases_that_say_nothing_of_what_is_to_be_done_are_named(conn: Connection) -> None:
+def test_phases_without_a_prompt_are_named(conn: Connection) -> None:
     feature = add_feature(conn, {1: []})
     for number, data in ((2, {"title": "a"}), (3, {"workflow_type": "a"}), (4, {"gate": "Go?"})):
         add_phase(conn, feature, number, phase_data=Jsonb(data))

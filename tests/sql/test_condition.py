@@ -78,7 +78,7 @@ def test_what_is_not_needed_is_skipped_and_the_feature_completes(
     assert one(conn, "select status from pgcoord.feature") == {"status": "completed"}
 
 
-def test_a_retry_takes_back_what_has_not_begun_and_waits_for_what_has(
+def test_a_retry_takes_back_phases_not_begun_and_waits_for_begun_ones(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})
@@ -112,7 +112,7 @@ def test_what_is_skipped_makes_up_for_a_failure(conn: Connection, epoch: int) ->
     assert statuses(conn) == {1: "completed", 2: "completed"}
 
 
-def test_a_lock_on_what_follows_a_skipped_phase_is_found(
+def test_a_lock_on_a_dependent_of_a_skipped_phase_is_found(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: []})

@@ -149,7 +149,7 @@ def test_a_draining_slot_is_not_given_to_a_phase_inserted_as_running(
         add_phase(conn, feature, 3, status="running")
 
 
-def test_no_more_than_the_limit_run_whatever_it_was_before(conn: Connection, epoch: int) -> None:
+def test_a_changed_limit_of_slots_holds_from_the_next_claim(conn: Connection, epoch: int) -> None:
     waiting = 30
     add_feature(conn, {number: [] for number in range(1, waiting + 1)})
     for limit in (5, 2, 4, 1, 3):
@@ -276,7 +276,7 @@ def ask_for_lead(conn: Connection, after: int = 0) -> dict[str, Any]:
     return answer
 
 
-def test_another_cannot_lead_while_one_leads_and_is_told_who(
+def test_a_second_coordinator_cannot_lead_and_learns_the_leader(
     conn: Connection, epoch: int, dsn: str
 ) -> None:
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
@@ -382,32 +382,32 @@ def test_the_coordinator_is_woken_when_something_may_have_become_claimable(
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
     conn.execute("create temporary view one as select id from planned_features")
-    heard: list[str] = []
-    conn.add_notify_handler(lambda notify: heard.append(notify.payload))
+    messages: list[str] = []
+    conn.add_notify_handler(lambda notify: messages.append(notify.payload))
     conn.execute("listen pgcoord_wake")
     conn.execute(statement.encode())
-    assert bool(heard) == wakes
+    assert bool(messages) == wakes
 
 
 @pytest.mark.parametrize("what", ["pgcoord.resume()", "pgcoord.resume(id)"])
 def test_resuming_wakes_the_coordinator(conn: Connection, what: str) -> None:
     feature = add_feature(conn, {1: []})
     conn.execute("select pgcoord.pause(), pgcoord.pause(%s)", [feature])
-    heard: list[str] = []
-    conn.add_notify_handler(lambda notify: heard.append(notify.channel))
+    messages: list[str] = []
+    conn.add_notify_handler(lambda notify: messages.append(notify.channel))
     conn.execute("listen pgcoord_wake")
     conn.execute(f"select {what} from planned_features".encode())
-    assert heard == ["pgcoord_wake"]
+    assert messages == ["pgcoord_wake"]
 
 
-def test_those_who_watch_are_told_which_feature_changed(conn: Connection, epoch: int) -> None:
+def test_listeners_learn_which_feature_changed(conn: Connection, epoch: int) -> None:
     first, second = add_feature(conn, {1: []}), add_feature(conn, {1: []})
-    heard: list[str] = []
-    conn.add_notify_handler(lambda notify: heard.append(notify.payload))
+    messages: list[str] = []
+    conn.add_notify_handler(lambda notify: messages.append(notify.payload))
     conn.execute("listen pgcoord_event")
     conn.execute("update phase_queue set status = 'completed' where feature_id = %s", [first])
-    assert heard == [str(first)]
+    assert messages == [str(first)]
     conn.execute("select pgcoord.pause(%s)", [second])
-    assert heard == [str(first), str(second)]
+    assert messages == [str(first), str(second)]
     set_slots(conn, 4)
-    assert heard == [str(first), str(second), ""]
+    assert messages == [str(first), str(second), ""]

@@ -323,7 +323,7 @@ def test_ended_phases_may_be_inserted_before_or_after_their_dependents(
     assert unmet(conn) == {1: 0, 2: 0 if status == "completed" else 1, 3: 1}
 
 
-def test_a_prerequisite_that_does_not_exist_holds_back_only_who_names_it(
+def test_a_missing_prerequisite_holds_back_only_the_phases_that_name_it(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [9], 2: [], 3: [2]})
@@ -336,7 +336,7 @@ def test_a_prerequisite_that_does_not_exist_holds_back_only_who_names_it(
     assert claim(conn, epoch) == [f"queue-{feature}-1"]
 
 
-def test_a_phase_added_to_a_feature_that_runs_waits_for_what_is_open(
+def test_a_phase_added_to_a_running_feature_waits_for_open_prerequisites(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [], 2: []})
@@ -457,7 +457,7 @@ def test_a_phase_that_ends_badly_blocks_all_downstream_and_nothing_else(
     }
 
 
-def test_a_retry_unblocks_what_no_other_phase_blocks(conn: Connection) -> None:
+def test_a_retry_unblocks_phases_that_no_other_phase_blocks(conn: Connection) -> None:
     add_feature(conn, DIAMOND)
     become(conn, 2, "cancelled")
     become(conn, 3, "cancelled")
@@ -545,9 +545,9 @@ def test_the_obstacle_of_a_blocked_phase_is_the_nearest(
     feature = add_feature(conn, graph)
     for each in cancelled:
         become(conn, each, "cancelled")
-    found = conn.execute("select * from pgcoord_private.obstacles(%s)", [feature]).fetchall()
-    assert {row["phase_number"]: row["obstacle"] for row in found} == obstacles
-    assert {row["status"] for row in found} <= {"cancelled"}
+    actual = conn.execute("select * from pgcoord_private.obstacles(%s)", [feature]).fetchall()
+    assert {row["phase_number"]: row["obstacle"] for row in actual} == obstacles
+    assert {row["status"] for row in actual} <= {"cancelled"}
 
 
 # --- Many

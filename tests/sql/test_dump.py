@@ -88,7 +88,7 @@ def work(conn: Connection) -> None:
 
 @pytest.mark.usefixtures("work", "logins")
 @pytest.mark.parametrize("restore", WAYS)
-def test_what_is_restored_is_what_was_dumped(
+def test_a_restored_database_equals_the_dumped_one(
     dsn: str, empty: str, tmp_path: Path, restore: Restore
 ) -> None:
     restore(dsn, empty, tmp_path)

@@ -238,7 +238,7 @@ def test_a_feature_may_be_inserted_with_nulls_and_empty_values(
         ("max_cost_usd", 0, "PC005", "the budget of feature 1 cannot be 0"),
     ],
 )
-def test_the_table_refuses_what_is_no_feature(
+def test_the_table_refuses_rows_that_are_no_feature(
     conn: Connection, column: str, value: object, sqlstate: str, words: str
 ) -> None:
     feature = add_feature(conn, {})
@@ -315,7 +315,7 @@ def test_a_feature_keeps_its_id(conn: Connection) -> None:
 # --- What a feature is
 
 
-def test_a_feature_is_what_its_phases_are(conn: Connection, epoch: int) -> None:
+def test_the_status_of_a_feature_follows_from_its_phases(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {})
     assert shown(conn, feature)["status"] == "planned"
     for number in (1, 2, 3):
@@ -427,6 +427,8 @@ def test_a_completed_feature_cannot_be_cancelled(conn: Connection) -> None:
     feature = add_feature(conn, {1: [], 2: []}, status="completed")
     with refused("PC002", f"feature {feature} is completed"):
         cancel(conn, feature)
+    with refused("PC002", f"feature {feature} is completed"):
+        conn.execute("update planned_features set cancelled_at = now()")
     assert shown(conn, feature)["status"] == "completed"
     add_phase(conn, feature, 3)
     assert cancel(conn, feature) == 1
@@ -503,8 +505,12 @@ def test_prune_removes_finished_features_with_their_history(conn: Connection, ep
 def test_prune_wants_a_unit(conn: Connection) -> None:
     add_feature(conn, {1: []}, status="completed")
     conn.execute("update phase_queue set finished_timestamp = now() - interval '1 hour'")
-    for age in ("30", " 0.5 ", "+7", "soon"):
-        with pytest.raises(psycopg.Error, match="it has no unit") as caught:
+    no_interval = "it is no interval"
+    for age, words in {
+        **dict.fromkeys(("30", " 0.5 ", "+7"), "it has no unit"),
+        **dict.fromkeys(("soon", "", "90 dayz", "99999999999999 days"), no_interval),
+    }.items():
+        with pytest.raises(psycopg.Error, match=words) as caught:
             conn.execute(f"select pgcoord.prune('{age}')".encode())
         assert caught.value.sqlstate == "PC005"
     for age, removed in (("null::interval", None), ("'2 hours'", 0), ("interval '2 h'", 0)):
@@ -590,7 +596,7 @@ def test_numbers_may_be_bigint_and_prerequisites_an_array(conn: Connection) -> N
         conn.execute("select pgcoord.set_priority('queue-1-1', 3000000000)")
 
 
-def test_every_function_takes_and_returns_what_each_client_can(conn: Connection) -> None:
+def test_every_function_takes_and_returns_types_of_each_client(conn: Connection) -> None:
     """No integer, which JDBC and ADBC never send, and no void, at which some readers fail."""
     found = conn.execute(
         "select p.proname as name from pg_proc as p where p.pronamespace = 'pgcoord'::regnamespace"
@@ -616,7 +622,7 @@ def test_a_feature_of_this_very_transaction_gets_its_phases_under_any_isolation(
     assert statuses(conn, feature) == {1: "queued", 2: "queued", 3: "failed", 4: "blocked"}
 
 
-def test_who_waits_for_an_open_insert_is_told_whose_it_is(conn: Connection, dsn: str) -> None:
+def test_a_wait_for_an_open_insert_names_its_session(conn: Connection, dsn: str) -> None:
     feature = add_feature(conn, {1: []})
     with psycopg.connect(dsn) as other:
         other.execute(

@@ -75,7 +75,7 @@ def test_a_gate_that_runs_nothing_is_completed_by_its_approval(
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t\n", "do it", "\u00a0"])
 @pytest.mark.parametrize("keys", ["", "Gate: may it?\n", "Gate: may it?\nWorkflow: work\n"])
-def test_a_plan_and_the_database_agree_on_what_only_asks(
+def test_a_plan_and_the_database_agree_which_phases_are_gates(
     conn: Connection, prompt: str, keys: str
 ) -> None:
     [read] = parse_plan(f"# T\n## Phase 1: A\n{keys}\nx", name="plan").phases
@@ -84,7 +84,7 @@ def test_a_plan_and_the_database_agree_on_what_only_asks(
     assert found["asks"] is read.only_asks
 
 
-def test_a_rejected_gate_blocks_what_depends_on_it_and_asks_again_when_retried(
+def test_a_rejected_gate_blocks_its_dependents_and_asks_again_when_retried(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {2: [1]})

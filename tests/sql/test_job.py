@@ -186,7 +186,7 @@ def test_an_exit_after_the_attempt_was_taken_for_lost_is_recorded_and_changes_no
     assert event["reason"] == "exited with status 0, after it was taken for lost"
 
 
-def test_the_end_of_a_job_and_the_claim_of_what_follows_are_one_call(
+def test_the_end_of_a_job_and_the_claim_of_its_dependents_are_one_call(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})

@@ -23,7 +23,7 @@ def complete(conn: Connection, queue_id: str) -> None:
     conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
 
 
-def test_one_phase_of_all_features_holds_a_lock_and_what_stands_behind_goes_on(
+def test_one_phase_holds_a_named_lock_and_phases_behind_it_go_on(
     conn: Connection, epoch: int
 ) -> None:
     first = add_feature(conn, {})

@@ -512,7 +512,7 @@ class Coordination(RuleBasedStateMachine):
             | ({"gate": "may it go on?"} if p.gate else {})
             for p in added
         ]
-        done = self.send(
+        answer = self.send(
             self.model.faults_of_insert(added),
             "insert into phase_queue"
             " (feature_id, phase_number, depends_on_phases, status, priority, phase_data, run_when)"
@@ -526,7 +526,7 @@ class Coordination(RuleBasedStateMachine):
             [Jsonb(each) for each in data],
             [p.when for p in added],
         )
-        if done is not None:
+        if answer is not None:
             self.model.insert(added)
             self.take_slots([p for p in added if p.status == "running"])
 
@@ -552,7 +552,7 @@ class Coordination(RuleBasedStateMachine):
             for key, depends in wanted.items():
                 model.phases[key].depends = depends
 
-        done = self.send(
+        answer = self.send(
             self.model.faults_of_edges(phases) or self.faults_of(change),
             "update phase_queue as p set depends_on_phases = wanted.depends"
             " from unnest(%s::text[], %s::jsonb[]) as wanted (queue_id, depends)"
@@ -560,7 +560,7 @@ class Coordination(RuleBasedStateMachine):
             [phase.queue_id for phase, _ in phases],
             [Jsonb(depends) for _, depends in phases],
         )
-        if done is not None:
+        if answer is not None:
             change(self.model)
 
     # What a coordinator does.
@@ -665,11 +665,11 @@ class Coordination(RuleBasedStateMachine):
     def report(self, phase: Phase, outcome: str) -> None:
         faults = self.model.faults_of_report(phase, outcome)
         if outcome == "completed":
-            done = self.send(faults, "select pgcoord.complete_phase(%s)", phase.queue_id)
+            answer = self.send(faults, "select pgcoord.complete_phase(%s)", phase.queue_id)
         else:
-            done = self.send(faults, "select pgcoord.fail_phase(%s, 'broken')", phase.queue_id)
+            answer = self.send(faults, "select pgcoord.fail_phase(%s, 'broken')", phase.queue_id)
         decided = phase.attempts and (phase.attempts[-1].outcome or phase.attempts[-1].ending)
-        if done is not None and phase.attempts and not decided:
+        if answer is not None and phase.attempts and not decided:
             self.model.move(phase, outcome)
 
     def tried_again(self) -> list[Phase]:
@@ -707,30 +707,30 @@ class Coordination(RuleBasedStateMachine):
             faults = self.faults_of(lambda model: model.move(model.phases[phase.key], "queued"))
         elif not phase.retry:
             faults = {"PC002"}
-        done = self.send(faults, "select pgcoord.retry_phase(%s)", phase.queue_id)
-        if done is not None:
+        answer = self.send(faults, "select pgcoord.retry_phase(%s)", phase.queue_id)
+        if answer is not None:
             if phase.status in ("failed", "cancelled"):
                 self.model.move(phase, "queued")
             phase.retry = None
 
     def skip(self, phase: Phase) -> None:
-        done = self.send(
+        answer = self.send(
             {"PC002"}
             if phase.status in LIVE
             else self.faults_of(lambda model: model.move(model.phases[phase.key], "completed")),
             "select pgcoord.skip_phase(%s, 'done by hand')",
             phase.queue_id,
         )
-        if done is not None:
+        if answer is not None:
             self.model.move(phase, "completed")
 
     def cancel(self, phase: Phase) -> None:
-        done = self.send(
+        answer = self.send(
             {"PC002"} if phase.status == "completed" else set(),
             "select pgcoord.cancel_phase(%s, 'given up')",
             phase.queue_id,
         )
-        if done is not None:
+        if answer is not None:
             self.model.move(phase, "cancelled")
 
     def set_priority(self, phase: Phase) -> None:
@@ -776,7 +776,7 @@ class Coordination(RuleBasedStateMachine):
                 model.move(model.phases[key], to)
 
         faults = set[str]().union(*(self.model.faults_of_move(phase, to) for phase, to in phases))
-        done = self.send(
+        answer = self.send(
             faults or self.faults_of(move),
             "update phase_queue as p set status = wanted.status"
             " from unnest(%s::text[], %s::text[]) as wanted (queue_id, status)"
@@ -784,7 +784,7 @@ class Coordination(RuleBasedStateMachine):
             [phase.queue_id for phase, _ in phases],
             [to for _, to in phases],
         )
-        if done is not None:
+        if answer is not None:
             move(self.model)
 
     @rule(pick=PICKS, what=st.sampled_from(["pause", "resume", "pause all", "resume all"]))
@@ -842,23 +842,23 @@ class Coordination(RuleBasedStateMachine):
     def delete_phases(self, picks: list[int]) -> None:
         phases = {phase.key: phase for phase in map(self.pick, picks)}
         live = any(phase.status in LIVE for phase in phases.values())
-        done = self.send(
+        answer = self.send(
             {"PC002"} if live else self.faults_of(lambda m: [m.phases.pop(key) for key in phases]),
             "delete from phase_queue where queue_id = any (%s)",
             [phase.queue_id for phase in phases.values()],
         )
-        if done is not None:
+        if answer is not None:
             for key in phases:
                 del self.model.phases[key]
 
     def delete_feature(self, feature: int) -> None:
         phases = self.model.of_feature(feature)
-        done = self.send(
+        answer = self.send(
             {"PC002"} if any(phase.status in LIVE for phase in phases) else set(),
             "delete from planned_features where id = %s",
             feature,
         )
-        if done is not None:
+        if answer is not None:
             del self.model.features[feature]
             for phase in phases:
                 del self.model.phases[phase.key]

@@ -12,6 +12,7 @@ from support.database import (
     Connection,
     add_feature,
     add_phase,
+    as_user,
     claim,
     one,
     phase,
@@ -429,8 +430,8 @@ def test_a_phase_may_move_as_the_design_says(conn: Connection) -> None:
         " unnest(%(states)s::text[]) as after where pgcoord_private.may_move(before, after)",
         {"states": list(STATES)},
     ).fetchall()
-    found = {(row["before"], row["after"]) for row in rows}
-    assert found == {(before, after) for before in STATES for after in MOVES[before]}
+    actual = {(row["before"], row["after"]) for row in rows}
+    assert actual == {(before, after) for before in STATES for after in MOVES[before]}
 
 
 @pytest.mark.parametrize("before", STATES)
@@ -538,7 +539,7 @@ def test_an_end_by_hand_equals_the_function(
 
 
 @pytest.mark.parametrize("status", ["ready", "running"])
-def test_ready_and_running_by_hand_are_refused_with_what_to_do(
+def test_ready_and_running_by_hand_are_refused_with_a_hint(
     conn: Connection, epoch: int, status: str
 ) -> None:
     queue_id = phase_in(conn, epoch, "queued")
@@ -890,10 +891,42 @@ def test_replaying_the_events_gives_the_statuses(conn: Connection, epoch: int) -
     assert replayed(conn) == {row["queue_id"]: row["status"] for row in stored}
 
 
-def test_who_retries_a_completed_phase_is_told_what_to_do_instead(conn: Connection) -> None:
+def test_a_retry_of_a_completed_phase_is_refused_with_a_hint(conn: Connection) -> None:
     queue_id = add_phase(conn, add_feature(conn, {}), 1, status="completed")
     with pytest.raises(psycopg.Error) as caught:
         conn.execute(RETRY, [queue_id])
     assert caught.value.diag.message_hint == (
         "A completed one stays so: insert another for what is still to be done."
     )
+
+
+# --- What is edited
+
+
+def test_an_edit_leaves_an_event_that_names_who_changed_what(
+    conn: Connection, dsn: str, logins: dict[str, str]
+) -> None:
+    add_feature(conn, {1: [], 2: [], 3: [1, 2]}, phase_data=Jsonb({"title": "A", "timeout": "1h"}))
+    with psycopg.connect(as_user(dsn, logins["client"]), autocommit=True) as client:
+        client.execute("set pgcoord.reason = 'as agreed'")
+        client.execute(
+            "update phase_queue set phase_data = phase_data - 'timeout'"
+            ' || \'{"title": "B", "prompt_content": "Do it."}\', depends_on_phases = \'[2]\''
+            " where phase_number = 3"
+        )
+    conn.execute("update phase_queue set depends_on_phases = '[]' where phase_number = 3")
+    conn.execute("update phase_queue set queue_position = 7 where phase_number = 3")
+    conn.execute("update phase_queue set phase_data = phase_data, depends_on_phases = '[]'")
+    name = logins["client"]
+    actual = conn.execute(
+        "select queue_id, actor, reason from pgcoord.event where kind = 'phase_edited' order by id"
+    ).fetchall()
+    assert [tuple(row.values()) for row in actual] == [
+        (
+            "queue-1-3",
+            name,
+            "prompt_content, timeout, title, depends on 1, 2 → 2: as agreed",
+        ),
+        ("queue-1-3", conn.info.user, "depends on 2 → none"),
+        ("queue-1-3", conn.info.user, "queue_position 3 → 7"),
+    ]

@@ -71,6 +71,16 @@ def test_each_pool_is_claimed_up_to_its_own_slots_in_its_own_order(conn: Connect
     assert claim(conn, epoch) == ["queue-1-2"]
 
 
+def test_where_a_pool_has_no_slots_why_says_how_to_give_it_some(conn: Connection) -> None:
+    lead(conn)
+    add(conn, 1, "train")
+    add(conn, 1)
+    conn.execute("select pgcoord.set_slots(0, 'gpu'), pgcoord.set_slots(0, 'local')")
+    none = "1st in line; there is none (pgcoord slots N"
+    assert why(conn, "queue-1-1") == [f"waits for a slot in pool gpu, {none} --pool gpu)"]
+    assert why(conn, "queue-2-1") == [f"waits for a slot, {none})"]
+
+
 def test_two_workflows_of_a_pool_stand_in_one_line(conn: Connection) -> None:
     score = {**TRAIN, "name": "score"}
     epoch = take_lead(conn, WORKFLOW, TRAIN, score, pools=[{**GPU, "slots": 1}])
@@ -95,7 +105,7 @@ def blocks(conn: Connection, epoch: int) -> int:
     return int(read)
 
 
-def test_a_claim_does_not_step_over_those_who_wait_for_another_pool(conn: Connection) -> None:
+def test_a_claim_does_not_step_over_phases_that_wait_for_another_pool(conn: Connection) -> None:
     epoch = lead(conn)
     add(conn, 10, "train")
     assert len(claim(conn, epoch)) == 2
@@ -138,8 +148,8 @@ def test_a_pool_that_is_removed_lets_its_phases_end(conn: Connection) -> None:
         start(conn, epoch, queue_id)
     epoch = take_lead(conn)
     assert pools(conn) == {"local": (3, 0, 0), "gpu": (0, 2, 2)}
-    found = one(conn, "select launcher, settings, declared from pgcoord.pool where name = 'gpu'")
-    assert found == {"launcher": "slurm", "settings": {"folder": "/shared"}, "declared": False}
+    row = one(conn, "select launcher, settings, declared from pgcoord.pool where name = 'gpu'")
+    assert row == {"launcher": "slurm", "settings": {"folder": "/shared"}, "declared": False}
     with refused("PC002", "taken out of the configuration"):
         conn.execute("select pgcoord.set_slots(1, 'gpu')")
     assert why(conn, "queue-1-3") == ["no coordinator knows workflow train"]
@@ -189,5 +199,5 @@ def test_checkup_knows_that_a_free_slot_of_another_pool_is_no_help(conn: Connect
         " updated_at = now() - interval '1 min'"
     )
     conn.execute("alter table phase_queue enable trigger user")
-    found = one(conn, "select level, words from pgcoord.checkup() where kind = 'line'")
-    assert found == {"level": "ok", "words": "1 phase waits for a slot"}
+    row = one(conn, "select level, words from pgcoord.checkup() where kind = 'line'")
+    assert row == {"level": "ok", "words": "1 phase waits for a slot"}

@@ -92,8 +92,8 @@ def test_a_coordinator_that_waits_names_the_transaction(conn: Connection, prepar
         deadline = time.monotonic() + PATIENCE
         while conn.execute("select from pgcoord.lock_waits where query <> ''").rowcount == 0:
             assert time.monotonic() < deadline
-        found = one(conn, "select * from pgcoord.lock_waits")
-        assert (found["holder"], found["usename"], found["state"], found["query"]) == (
+        row = one(conn, "select * from pgcoord.lock_waits")
+        assert (row["holder"], row["usename"], row["state"], row["query"]) == (
             *(0, "postgres", "prepared"),
             "prepare transaction 'left behind'",
         )

@@ -75,14 +75,14 @@ class Session:
 @pytest.fixture
 def session(dsn: str) -> Iterator[Callable[[], Session]]:
     """Make as many sessions as the test needs."""
-    made: list[Session] = []
+    created: list[Session] = []
 
     def make() -> Session:
-        made.append(Session(dsn))
-        return made[-1]
+        created.append(Session(dsn))
+        return created[-1]
 
     yield make
-    for each in made:
+    for each in created:
         each.close()
 
 

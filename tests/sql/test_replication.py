@@ -44,13 +44,13 @@ def test_work_goes_on_while_all_tables_are_published(conn: Connection) -> None:
 
 def test_every_table_can_be_published(conn: Connection) -> None:
     """Postgres refuses UPDATE and DELETE of one that has neither a key nor another identity."""
-    found = conn.execute(
+    actual = conn.execute(
         "select c.oid::regclass::text as name from pg_class as c"
         " where c.relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace,"
         " 'public'::regnamespace) and c.relkind = 'r' and c.relreplident = 'd'"
         " and not exists (select from pg_index as i where i.indrelid = c.oid and i.indisprimary)"
     ).fetchall()
-    assert found == []
+    assert actual == []
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +136,10 @@ def test_a_copy_can_be_read(servers: tuple[str, str]) -> None:
         until(copy, "select started_at is not null from pgcoord.attempt")
         waiting = "select waiting_for from pgcoord.board where phase_number = 2"
         assert one(copy, waiting)["waiting_for"] == "waits for phase 1, running"
-        found = one(copy, "select * from pgcoord.checkup() where kind = 'replication'")
-        assert found["level"] == "fail"
-        assert "nothing of it is run here" in found["words"]
-        assert found["remedy"].startswith("leave a copy as it is")
+        row = one(copy, "select * from pgcoord.checkup() where kind = 'replication'")
+        assert row["level"] == "fail"
+        assert "nothing of it is run here" in row["words"]
+        assert row["remedy"].startswith("leave a copy as it is")
 
 
 def test_work_comes_in_by_replication_as_the_page_says(servers: tuple[str, str]) -> None:
@@ -181,8 +181,8 @@ def test_phases_that_are_replicated_past_the_triggers_are_said(servers: tuple[st
         plain.execute("insert into planned_features values (1, 'a')")
         plain.execute("insert into phase_queue values ('queue-1-1', 1, 1)")
         until(past, "select count(*) = 1 from planned_features")
-        found = one(past, "select * from pgcoord.checkup() where kind = 'replication'")
-        assert (found["level"], found["words"].split(",")[0]) == (
+        row = one(past, "select * from pgcoord.checkup() where kind = 'replication'")
+        assert (row["level"], row["words"].split(",")[0]) == (
             "fail",
             "a subscription replicates into phase_queue and planned_features",
         )

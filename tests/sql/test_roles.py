@@ -258,11 +258,11 @@ def what_happens(conn: Connection, login: str, statement: str) -> str:
 def test_a_role_passes_its_doors_and_no_other(
     house: Connection, logins: dict[str, str], role: str
 ) -> None:
-    found = {statement: what_happens(house, logins[role], statement) for statement, _ in DOORS}
+    actual = {statement: what_happens(house, logins[role], statement) for statement, _ in DOORS}
     wanted = {
         statement: "allowed" if role in allowed else "refused" for statement, allowed in DOORS
     }
-    assert {each for each in found.items() if each not in wanted.items()} == set()
+    assert {each for each in actual.items() if each not in wanted.items()} == set()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_role_passes_its_doors_and_no_other(
         ("coordinator", "may watch, bring work in, steer, coordinate"),
     ],
 )
-def test_a_checkup_tells_what_who_asks_may_do(
+def test_a_checkup_shows_the_rights_of_its_caller(
     dsn: str, house: Connection, logins: dict[str, str], role: str, rights: str
 ) -> None:
     login = logins[role]
@@ -298,7 +298,7 @@ def client(dsn: str, logins: dict[str, str]) -> Iterator[Connection]:
         yield conn
 
 
-async def test_a_plan_runs_to_its_end_with_a_coordinator_and_a_client_who_are_no_more_than_that(
+async def test_a_plan_runs_to_its_end_with_roles_of_only_coordinator_and_client(
     dsn: str, logins: dict[str, str], tmp_path: Path
 ) -> None:
     as_coordinator = as_user(dsn, logins["coordinator"])
@@ -445,13 +445,13 @@ def test_functions_with_the_rights_of_the_owner_have_a_fixed_search_path(
 
 
 def test_nobody_else_may_execute_anything(conn: Connection) -> None:
-    found = conn.execute(
+    actual = conn.execute(
         "select p.oid::regprocedure::text as name from pg_proc as p,"
         " aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as given"
         " where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace)"
         " and given.grantee = 0"
     ).fetchall()
-    assert found == []
+    assert actual == []
 
 
 def test_a_reader_sees_all_but_secrets(conn: Connection, logins: dict[str, str]) -> None:
@@ -531,7 +531,7 @@ def test_a_restored_database_does_without_roles_that_its_server_has_not(
     assert found.fetchall() == []
 
 
-def test_a_user_who_may_make_no_roles_is_told_what_to_do(
+def test_a_user_without_the_right_to_make_roles_gets_a_remedy(
     without_roles: psycopg.Connection[Any], logins: dict[str, str]
 ) -> None:
     without_roles.execute(
@@ -546,7 +546,9 @@ def test_a_user_who_may_make_no_roles_is_told_what_to_do(
     assert "pgcoord_reader, pgcoord_client, pgcoord_coordinator" in str(e.value.hint)
 
 
-async def test_who_lacks_a_right_is_told_who_can_give_it(dsn: str, logins: dict[str, str]) -> None:
+async def test_a_missing_right_is_refused_with_the_role_that_can_grant_it(
+    dsn: str, logins: dict[str, str]
+) -> None:
     async with await psycopg.AsyncConnection.connect(as_user(dsn, logins["reader"])) as conn:
         with pytest.raises(DatabaseUnusable, match="permission denied for function") as caught:
             await actions.perform(conn, BY_NAME["set_slots"], None, number=4)

@@ -42,7 +42,7 @@ def claimed_two(conn: Connection) -> tuple[int, int, int]:
     return epoch, first, second
 
 
-def test_ends_and_what_follows_are_one_commit(dsn: str, conn: Connection) -> None:
+def test_ends_and_their_consequences_are_one_commit(dsn: str, conn: Connection) -> None:
     epoch, first, second = claimed_two(conn)
     ends = [exited(conn, f"queue-{first}-1"), exited(conn, f"queue-{second}-1", 3)]
     with psycopg.connect(dsn, autocommit=True) as other, conn.transaction():

@@ -19,22 +19,22 @@ def test_what_may_be_claimed_is_said_in_its_view_alone() -> None:
     # The two conditions that nothing else has together, in either order.
     retry, held = r"retry_at is null", r"not (?:\w+\.)?held"
     rule = re.compile(rf"{retry}.{{0,60}}\b{held}\b|\b{held}\b.{{0,60}}{retry}")
-    found = [path.name for path in (*FUNCTIONS, *PYTHON) if rule.search(statements_of(path))]
-    assert found == ["20_claimable.sql"]
+    actual = [path.name for path in (*FUNCTIONS, *PYTHON) if rule.search(statements_of(path))]
+    assert actual == ["20_claimable.sql"]
 
 
 def test_the_states_in_which_a_phase_has_ended_are_listed_once() -> None:
     ended = re.compile(r"in \((?:'(?:completed|failed|cancelled)'(?:, )?){3}\)")
-    found = [path.name for path in (*FUNCTIONS, *PYTHON) if ended.search(statements_of(path))]
-    assert found == ["11_states.sql"]
+    actual = [path.name for path in (*FUNCTIONS, *PYTHON) if ended.search(statements_of(path))]
+    assert actual == ["11_states.sql"]
 
 
 def test_python_and_the_panel_list_states_in_one_module() -> None:
     ended = r"(?:completed|failed|cancelled)"
     listed = re.compile(rf'[(\[]"(?:{ended}", "{ended}", "{ended}|ready", "running)"[)\]]')
     templates = sorted(assets.WEB.rglob("*.html"))
-    found = [path.name for path in (*PYTHON, *templates) if listed.search(path.read_text())]
-    assert found == ["states.py"]
+    actual = [path.name for path in (*PYTHON, *templates) if listed.search(path.read_text())]
+    assert actual == ["states.py"]
 
 
 def test_a_function_of_more_than_sixty_lines_says_why() -> None:

@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from support.database import Connection, claim, take_lead
 
-from pgcoord.bench import measure as bench
+from pgcoord.bench.throughput import fill
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(300)]
 
@@ -26,7 +26,7 @@ def full(server: str, template: str) -> Iterator[str]:
             sql.SQL("create database {} template {}").format(name, sql.Identifier(template))
         )
     dsn = make_conninfo(server, dbname=f"{template}_full")
-    bench.fill(dsn, FINISHED)
+    fill(dsn, FINISHED)
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
         conn.execute(
             "insert into planned_features (id, title)"

@@ -68,7 +68,7 @@ def features(conn: Connection) -> list[int]:
         ),
     ],
 )
-def test_what_cannot_run_is_refused_when_it_is_inserted(
+def test_a_phase_that_cannot_run_is_refused_at_its_insert(
     conn: Connection, columns: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(psycopg.Error) as caught:
@@ -99,13 +99,15 @@ def test_what_a_crontab_may_say_is_taken(conn: Connection) -> None:
     assert one(conn, "select count(*) as n from planned_features") == {"n": 0}
 
 
-def test_a_due_time_is_taken_once_whoever_takes_it(conn: Connection, epoch: int, dsn: str) -> None:
+def test_a_due_time_is_taken_once_by_concurrent_coordinators(
+    conn: Connection, epoch: int, dsn: str
+) -> None:
     add(conn)
     plan(conn, epoch, DUE)
     following = DUE + timedelta(days=1)
-    taken = take(conn, epoch, DUE, DUE, following)
-    assert taken
-    assert (taken["outcome"], taken["reason"]) == ("started", None)
+    answer = take(conn, epoch, DUE, DUE, following)
+    assert answer
+    assert (answer["outcome"], answer["reason"]) == ("started", None)
     assert one(conn, "select reason from pgcoord.event where kind = 'feature_inserted'") == {
         "reason": "schedule nightly, due at 2026-03-29 01:00 UTC"
     }
@@ -131,9 +133,9 @@ def test_a_run_that_goes_on_is_waited_for_skipped_or_run_beside(
     for number, overlap in enumerate(("skip", "skip", "start", "queue", "queue")):
         conn.execute("update pgcoord.schedule set overlap = %s", [overlap])
         at = DUE + number * day
-        taken = take(conn, epoch, at, at, at + day)
-        assert taken
-        outcomes.append((taken["outcome"], taken["reason"]))
+        answer = take(conn, epoch, at, at, at + day)
+        assert answer
+        outcomes.append((answer["outcome"], answer["reason"]))
     first, second = features(conn)
     assert outcomes == [
         ("started", None),
@@ -159,7 +161,7 @@ def test_a_run_that_goes_on_is_waited_for_skipped_or_run_beside(
     }
 
 
-def test_the_end_of_a_run_by_hand_wakes_what_waits_for_it(
+def test_the_end_of_a_run_by_hand_wakes_the_run_that_waits_for_it(
     conn: Connection, epoch: int, dsn: str
 ) -> None:
     add(conn, overlap="queue")
@@ -177,14 +179,14 @@ def test_what_was_missed_is_run_once_or_not_at_all(conn: Connection, epoch: int)
     add(conn)
     plan(conn, epoch, DUE)
     latest = DUE + timedelta(days=5)
-    taken = take(conn, epoch, DUE, latest, latest + timedelta(days=1))
-    assert taken
-    assert taken["outcome"] == "started"
-    assert taken["reason"].startswith("the one for all that were missed since 2026-03-2")
+    answer = take(conn, epoch, DUE, latest, latest + timedelta(days=1))
+    assert answer
+    assert answer["outcome"] == "started"
+    assert answer["reason"].startswith("the one for all that were missed since 2026-03-2")
     conn.execute("update pgcoord.schedule set missed = 'skip', overlap = 'start'")
     again = latest + timedelta(days=1)
-    taken = take(conn, epoch, again, again, again + timedelta(days=1))
-    assert taken == {
+    answer = take(conn, epoch, again, again, again + timedelta(days=1))
+    assert answer == {
         "outcome": "missed",
         "feature_id": None,
         "reason": "nothing could start it in time",
@@ -228,16 +230,16 @@ def test_a_feature_that_cannot_be_queued_is_named_until_one_can(
         " for each row execute function public.refuse()"
     )
     day = timedelta(days=1)
-    taken = take(conn, epoch, DUE, DUE, DUE + day)
-    assert taken == {"outcome": "failed", "feature_id": None, "reason": "not today"}
+    answer = take(conn, epoch, DUE, DUE, DUE + day)
+    assert answer == {"outcome": "failed", "feature_id": None, "reason": "not today"}
     finding = "select level, words from pgcoord.checkup() where kind = 'schedules'"
     assert one(conn, finding) == {"level": "warn", "words": "schedule nightly: not today"}
     with refused("PC002", "not today"):
         conn.execute("select pgcoord.run_schedule('nightly')")
     conn.execute("drop trigger refuses on planned_features")
-    taken = take(conn, epoch, DUE + day, DUE + day, DUE + 2 * day)
-    assert taken
-    assert taken["outcome"] == "started"
+    answer = take(conn, epoch, DUE + day, DUE + day, DUE + 2 * day)
+    assert answer
+    assert answer["outcome"] == "started"
     assert one(conn, finding)["level"] == "ok"
     conn.execute("select pgcoord.run_schedule('nightly')")
     assert one(conn, "select count(*) as n from planned_features") == {"n": 2}
@@ -256,12 +258,12 @@ def test_a_feature_can_be_scheduled_as_it_was_planned(conn: Connection, epoch: i
     conn.execute("select pgcoord.complete_phase('queue-1-2')")
     conn.execute("select pgcoord.add_schedule('b', '0 3 * * *', pgcoord.feature_plan(1))")
     conn.execute("select pgcoord.run_schedule('b')")
-    found = conn.execute(
+    actual = conn.execute(
         "select p.phase_number, p.status, p.lock, f.tags from phase_queue as p"
         " join planned_features as f on f.id = p.feature_id"
         " where f.id = (select max(id) from planned_features) order by 1"
     ).fetchall()
-    assert [tuple(each.values()) for each in found] == [
+    assert [tuple(each.values()) for each in actual] == [
         (1, "completed", None, ["x"]),
         (2, "queued", "staging", ["x"]),
     ]
@@ -304,7 +306,7 @@ def declare(conn: Connection, epoch: int, *wanted: dict[str, Any]) -> list[tuple
     return [(each["name"], each["error"]) for each in found]
 
 
-def test_a_declaration_takes_over_what_was_made_by_hand_and_is_not_changed_by_hand(
+def test_a_declaration_takes_over_a_schedule_made_by_hand_and_is_not_changed_by_hand(
     conn: Connection,
 ) -> None:
     epoch = take_lead(conn)

@@ -195,7 +195,7 @@ def test_tables_of_another_make_are_left_alone(empty: str, table: str) -> None:
 # --- Databases that cannot be used
 
 
-def test_a_user_who_may_not_create_is_told_who_can(empty: str, nobody: str) -> None:
+def test_a_user_without_create_is_refused_with_the_owner(empty: str, nobody: str) -> None:
     with pytest.raises(DatabaseUnusable, match="permission denied for database") as caught:
         upgrade(make_conninfo(empty, options=f"-c role={nobody}"))
     assert "as the owner of the database" in str(caught.value.hint)
@@ -231,8 +231,8 @@ def test_a_database_of_another_encoding_is_refused(server: str, use: Any) -> Non
 @pytest.fixture
 def postgres_13(empty: str) -> Iterator[str]:
     """A way to the server on which it calls itself PostgreSQL 13."""
-    given = conninfo_to_dict(empty)
-    host, port = str(given.get("host") or "127.0.0.1"), int(given.get("port") or 5432)
+    values = conninfo_to_dict(empty)
+    host, port = str(values.get("host") or "127.0.0.1"), int(values.get("port") or 5432)
     back = socket.socket(socket.AF_UNIX if host.startswith("/") else socket.AF_INET)
     back.connect(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
     listener = socket.create_server(("127.0.0.1", 0))
@@ -323,13 +323,29 @@ def test_what_people_meet_has_a_comment(conn: Connection) -> None:
         select 'function', p.oid::regprocedure::text from pg_proc as p
         where p.pronamespace = 'pgcoord'::regnamespace
             and obj_description(p.oid, 'pg_proc') is null
-        union all
-        select 'domain', t.oid::regtype::text from pg_type as t
-        where t.typnamespace {ours} and t.typtype = 'd'
-            and obj_description(t.oid, 'pg_type') is null
         """.encode()
     ).fetchall()
     assert bare == []
+
+
+def test_no_column_and_no_function_has_a_type_of_its_own(conn: Connection) -> None:
+    found = conn.execute(
+        f"""
+        select c.oid::regclass || '.' || a.attname as place, t.oid::regtype::text as type
+        from pg_attribute as a
+            join pg_class as c on c.oid = a.attrelid
+            join pg_type as t on t.oid = a.atttypid
+        where c.relnamespace in {OURS} and c.relkind in ('r', 'p', 'v', 'm')
+            and t.typtype in ('d', 'e')
+        union all
+        select p.oid::regprocedure::text, t.oid::regtype::text
+        from pg_proc as p
+            join pg_type as t on t.oid = p.prorettype or t.oid = any (p.proargtypes)
+                or t.oid = any (p.proallargtypes)
+        where p.pronamespace in {OURS} and t.typtype in ('d', 'e')
+        """.encode()
+    ).fetchall()
+    assert found == []
 
 
 # --- What the tables hold by themselves
@@ -417,6 +433,7 @@ WRONG_BY_HAND: Any = [
     "insert into pgcoord.control (only_row) values (true)",
     "update pgcoord.attempt set outcome = 'completed'",
     "update pgcoord.attempt set outcome = 'splendid', ended_at = now()",
+    "update pgcoord.attempt set ending = 'splendid'",
     "update pgcoord.workflow set max_attempts = 0",
     "insert into pgcoord.dependency values (1, 1, 1)",
     "insert into pgcoord.dependency values (1, 1, 99)",

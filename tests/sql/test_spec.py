@@ -167,7 +167,7 @@ def test_the_trace_of_3_3_with_phase_4_waiting_for_phase_3(conn: Connection, epo
     assert with_status(conn, "running") == [5, 6]
 
 
-def test_9_1_completing_a_phase_triggers_what_depends_on_it(conn: Connection, epoch: int) -> None:
+def test_9_1_completing_a_phase_triggers_its_dependents(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [1]})
     launch(conn, epoch)
     complete(conn, feature, 1)

@@ -42,7 +42,7 @@ class Stage:
 
 
 @pytest.mark.usefixtures("logins")
-def test_every_statement_shows_what_the_page_says(
+def test_every_statement_of_the_page_gives_the_output_shown(
     conn: Connection, dsn: str, logins: dict[str, str], tmp_path: Path
 ) -> None:
     stage = Stage(conn)

@@ -23,11 +23,11 @@ def test_python_knows_the_states_that_the_database_knows(conn: Connection) -> No
 
 
 def test_python_knows_which_states_have_ended(conn: Connection) -> None:
-    found = conn.execute(
+    actual = conn.execute(
         "select state from unnest(%s::text[]) as state where pgcoord_private.ended(state)",
         [list(STATES)],
     )
-    assert {row["state"] for row in found} == set(ENDED)
+    assert {row["state"] for row in actual} == set(ENDED)
 
 
 def test_python_knows_which_states_hold_a_slot(conn: Connection) -> None:

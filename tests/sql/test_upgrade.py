@@ -61,6 +61,7 @@ fae50d4059366c9086673f3df21057248c9696e6d73484c1635e5ceb7549a3c7  0033_passed_ov
 05234447884d4f8395e21635711a47d353a65e7906b320cfe0c5eaeda83a7c9d  0037_place.sql
 72734875423c92935bf356e5a6ecf3682b416c12f589c0f4e2f7ddaa79121f66  0038_published.sql
 fb809fb996bfbd85158b7c51dc2bbef00a02a53efc186b0bea38f256bd979175  0039_deleted_schedule.sql
+15a684a81f73af5bc1e03a52fecb2559ab415eb23fbb5b4bb289019e1bfab3e7  0040_plain_outcome.sql
 """
 
 
@@ -118,8 +119,8 @@ def test_a_retry_time_that_an_earlier_0001_let_in_is_one_that_others_can_read(ol
 
 def test_no_migration_was_edited() -> None:
     files = sorted((assets.SQL / "migrations").glob("*.sql"))
-    found = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in files]
-    assert found == MIGRATIONS.split("\n")[1:-1]
+    actual = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in files]
+    assert actual == MIGRATIONS.split("\n")[1:-1]
 
 
 def test_an_upgraded_database_is_defined_like_a_new_one(old: str, dsn: str) -> None:

@@ -146,7 +146,7 @@ def test_a_missing_prerequisite(conn: Connection) -> None:
     only(conn, queue_id, "missing", "waits for phase 9, which does not exist")
 
 
-def test_a_prerequisite_that_ended_badly_and_what_follows_from_it(conn: Connection) -> None:
+def test_a_failed_prerequisite_and_the_phases_that_it_blocks(conn: Connection) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [2], 4: [3]})
     cancel(conn, f"queue-{feature}-1")
     only(conn, f"queue-{feature}-2", "blocked", "waits for phase 1, cancelled")
@@ -230,22 +230,22 @@ def test_the_place_in_line(conn: Connection, epoch: int) -> None:
 
 def test_ordinals(conn: Connection) -> None:
     expected = "1st 2nd 3rd 4th 10th 11th 12th 13th 21st 22nd 101st 111th 1013th"
-    found = rows(
+    actual = rows(
         conn,
         "select string_agg(pgcoord_private.ordinal(n), ' ' order by n) as words"
         " from unnest(array[1, 2, 3, 4, 10, 11, 12, 13, 21, 22, 101, 111, 1013]) as n",
     )
-    assert found == [{"words": expected}]
+    assert actual == [{"words": expected}]
 
 
 @pytest.mark.parametrize("data", [None, {}, {"title": " ", "prompt_content": ""}])
 def test_a_phase_that_says_nothing(conn: Connection, epoch: int, data: object) -> None:
     queue_id = add_phase(conn, add_feature(conn, {}), 1, phase_data=Jsonb(data))
-    told = "says nothing of what is to be done: it has neither title nor prompt"
+    words = "says nothing of what is to be done: it has neither title nor prompt"
     asked = "select words from pgcoord.why(%s) where kind = 'empty'"
-    assert rows(conn, asked, queue_id) == [{"words": told}]
+    assert rows(conn, asked, queue_id) == [{"words": words}]
     assert claim(conn, epoch) == [queue_id]
-    assert rows(conn, asked, queue_id) == [{"words": told}]
+    assert rows(conn, asked, queue_id) == [{"words": words}]
     end(conn, queue_id, 1)
     assert rows(conn, asked, queue_id) == []
 
@@ -329,7 +329,7 @@ def test_phases_as_objects_are_as_the_view_has_them_in_the_order_asked_for(
     ]  # fmt: skip
 
 
-def test_the_slots_show_what_holds_each(conn: Connection, work: int) -> None:
+def test_the_slots_show_the_phase_that_holds_each(conn: Connection, work: int) -> None:
     slots = rows(conn, "select * from pgcoord.slots")
     assert [
         (row["slot"], row["draining"], row["phase_number"], row["status"], row["pid"])
@@ -341,7 +341,7 @@ def test_the_slots_show_what_holds_each(conn: Connection, work: int) -> None:
     assert list(slot.values()) == [1, None, None, None, None]
 
 
-def test_waiting_shows_every_reason_of_what_waits(conn: Connection, work: int) -> None:
+def test_waiting_shows_every_reason_of_each_waiting_phase(conn: Connection, work: int) -> None:
     conn.execute("select pgcoord.pause()")
     add_phase(conn, work, 6, [2, 4])
     found = rows(conn, "select phase_number, kind from pgcoord.waiting where kind <> 'empty'")
@@ -380,5 +380,5 @@ def test_the_views_show_many_features_in_order(conn: Connection) -> None:
     first = add_feature(conn, {2: [], 1: []})
     add_phase(conn, second, 1)
     for view in ("board", "timeline"):
-        found = rows(conn, f"select feature_id, phase_number from pgcoord.{view}")
-        assert [tuple(row.values()) for row in found] == [(second, 1), (first, 1), (first, 2)]
+        actual = rows(conn, f"select feature_id, phase_number from pgcoord.{view}")
+        assert [tuple(row.values()) for row in actual] == [(second, 1), (first, 1), (first, 2)]

@@ -35,14 +35,14 @@ def program(agent: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "node_modules" / ".bin" / agent).exists():
             place = ("--prefix", str(folder), PACKAGES[agent])
-            done = subprocess.run(
+            result = subprocess.run(
                 [npm, "install", "--silent", "--no-save", "--no-package-lock", *place],
                 capture_output=True,
                 text=True,
                 check=False,
             )
-            if done.returncode:
-                pytest.skip(f"npm cannot install {PACKAGES[agent]}: {done.stderr.strip()[-200:]}")
+            if result.returncode:
+                pytest.skip(f"npm cannot install {PACKAGES[agent]}: {result.stderr.strip()[-200:]}")
     return folder / "node_modules" / ".bin"
 
 

@@ -39,8 +39,8 @@ class Cable:
 
 
 def ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (arguments, done.stderr)
+    result = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, (arguments, result.stderr)
 
 
 @pytest.fixture

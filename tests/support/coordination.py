@@ -25,8 +25,12 @@ Row = dict[str, Any]
 
 def scripts(**settings: Any) -> Workflow:
     """A default workflow that runs a phase's prompt as a shell script."""
-    given: dict[str, Any] = {"command": ("sh", "{prompt_file}"), "directory": Path("/"), **settings}
-    return Workflow(name="work", default=True, **given)
+    values: dict[str, Any] = {
+        "command": ("sh", "{prompt_file}"),
+        "directory": Path("/"),
+        **settings,
+    }
+    return Workflow(name="work", default=True, **values)
 
 
 def make_coordinator(

@@ -227,14 +227,14 @@ def tool(name: str, *arguments: str | Path) -> str:
     path = find_test_binaries().directory / name
     if not path.exists():  # a package of a server alone
         path = find_binaries().directory / name
-    done = subprocess.run(
+    result = subprocess.run(
         [str(path), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def contents(dsn: str) -> list[str]:

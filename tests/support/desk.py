@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -214,8 +213,12 @@ class Desk:
         for program in self._programs:
             program.close()
         for gate in self._gates:
-            with suppress(OSError):  # nobody waits there
-                os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+            try:
+                opened = os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # nobody waits there
+                continue
+            gate.unlink()  # before its end is seen: a script that waits there again would for ever
+            os.close(opened)
 
 
 def until(dsn: str, condition: str) -> None:

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from pgcoord.coordination import engines
-from pgcoord.coordination.launching import EngineState, Order, Seen
+from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.database import claims, jobs
 from pgcoord.errors import NotNow
 
@@ -23,7 +23,7 @@ class FakeJob:
     """One job: its order, and what the engine says of it."""
 
     order: Order
-    seen: Seen
+    seen: ListedJob
 
     @property
     def attempt_id(self) -> int:
@@ -78,12 +78,12 @@ class FakeEngine:
     async def submit(self, order: Order) -> str:
         self._answer("submit")
         job = str(next(self._ids))
-        self.jobs[job] = FakeJob(order, Seen(job, EngineState.WAITING, "Priority"))
+        self.jobs[job] = FakeJob(order, ListedJob(job, EngineState.WAITING, "Priority"))
         return job
 
-    async def find(self) -> Mapping[str, list[Seen]]:
+    async def find(self) -> Mapping[str, list[ListedJob]]:
         self._answer("find")
-        found: dict[str, list[Seen]] = {}
+        found: dict[str, list[ListedJob]] = {}
         for job in self.jobs.values():
             found.setdefault(job.order.name, []).append(job.seen)
         return found

@@ -176,10 +176,10 @@ class Handler(BaseHTTPRequestHandler):
         if step:
             # A tool that it may not use is not offered to it by qwen: it asks for it all the same.
             name = "bash" if "bash" in tools else "run_shell_command"
-            given = {"command": as_shell(step), "description": "as told"}
+            values = {"command": as_shell(step), "description": "as told"}
             if name == "run_shell_command":
-                given["is_background"] = False  # type: ignore[assignment]
-            function = {"name": name, "arguments": json.dumps(given)}
+                values["is_background"] = False  # type: ignore[assignment]
+            function = {"name": name, "arguments": json.dumps(values)}
             call = {"index": 0, "id": f"call_{done}", "type": "function", "function": function}
             delta = {"role": "assistant", "content": None, "tool_calls": [call]}
         usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}

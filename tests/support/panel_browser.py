@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from playwright.async_api import Browser, Page, async_playwright, expect
 
@@ -57,3 +58,14 @@ async def look(page: Page, address: str) -> None:
 async def is_live(page: Page) -> None:
     """Wait until a page is live."""
     await expect(page.locator("#live strong")).to_have_text("Live")
+
+
+def tree_state(page: Page, number: int) -> Any:
+    return page.locator(f"#phase-{number} .state")
+
+
+async def confirm(page: Page, verb: str, reason: str) -> None:
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("Reason").fill(reason)
+    await dialog.get_by_role("button", name=verb, exact=True).click()
+    await expect(dialog).to_be_hidden()

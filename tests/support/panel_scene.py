@@ -8,6 +8,8 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from support.database import Connection, add_feature, claim, start
+
 WORKFLOWS = [
     {
         "name": name,
@@ -316,3 +318,25 @@ def set_scene(scene: Scene) -> None:
     scene.sql("select pgcoord.pause(98, 'waits for the new fonts')")
     scene.sql("select pgcoord.set_slots(2)")
     scene.tidy()
+
+
+def add_diamond(conn: Connection) -> int:
+    """A feature of four phases: 2 and 3 wait for 1, and 4 for both."""
+    return add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
+
+
+def fail(conn: Connection, epoch: int, queue_id: str, error: str = "it broke") -> None:
+    """Have a phase that is next in line run and fail."""
+    assert queue_id in claim(conn, epoch)
+    start(conn, epoch, queue_id)
+    conn.execute("select pgcoord.fail_phase(%s, %s)", [queue_id, error])
+    conn.execute(
+        "select pgcoord_private.end_attempt(id, 1, '') from pgcoord.attempt where queue_id = %s",
+        [queue_id],
+    )
+
+
+def events_of(conn: Connection, kind: str) -> list[dict[str, Any]]:
+    return conn.execute(
+        "select * from pgcoord.event where kind = %s order by id desc", [kind]
+    ).fetchall()

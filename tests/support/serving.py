@@ -13,11 +13,12 @@ from typing import Any
 import httpx2
 
 from pgcoord.configuration.model import GitHub, Planner, Pool, Server, Workflow
+from pgcoord.http.access import read_access
 from pgcoord.http.connections import Limits
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database
-from pgcoord.http.security import read_access
-from pgcoord.http.server import bind, serving, url_of
+from pgcoord.http.server import serving
+from pgcoord.http.sockets import bind, url_of
 from pgcoord.http.state import AppState
 from pgcoord.messages import signing
 from pgcoord.planner.planning import FeaturePlanner

@@ -140,10 +140,10 @@ class Slurm:
 
     def ask(self, *command: str) -> str:
         """The output of a command of Slurm; empty when it fails."""
-        done = subprocess.run(
+        result = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, check=False
         )
-        return done.stdout if done.returncode == 0 else ""
+        return result.stdout if result.returncode == 0 else ""
 
     def nodes(self) -> dict[str, str]:
         lines = self.ask("sinfo", "-h", "-N", "-o", "%N %T").splitlines()

@@ -96,7 +96,7 @@ def test_a_time_out_in_an_event_loop_that_tests_share_loses_no_other_test(tmp_pa
 
 def run_tests(folder: Path) -> str:
     """Run the tests in *folder*, of which some fail; return what pytest printed."""
-    done = subprocess.run(
+    result = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-n", "1", "-W", "error"),
             *("-o", "timeout=60", "-o", "anyio_mode=auto", "-p", "support.timeouts"),
@@ -108,5 +108,5 @@ def run_tests(folder: Path) -> str:
         check=False,
         timeout=90,
     )
-    assert done.returncode == 1, done.stdout + done.stderr
-    return done.stdout
+    assert result.returncode == 1, result.stdout + result.stderr
+    return result.stdout

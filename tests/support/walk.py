@@ -75,9 +75,9 @@ class Newcomer:
             return self._start_beside(code)
         keep = f"{{ export -p; printf 'cd %q\\n' \"$PWD\"; }} > {self._state}"
         done = self._run(f"set -e; . {self._state}\n{code}\n{keep}\n")
-        said = done.communicate(timeout=BLOCK_TIMEOUT)[0]
-        assert done.returncode == 0, f"{block.code}\nended with {done.returncode}:\n{said}"
-        return said
+        output = done.communicate(timeout=BLOCK_TIMEOUT)[0]
+        assert done.returncode == 0, f"{block.code}\nended with {done.returncode}:\n{output}"
+        return output
 
     def compare(self, block: Block) -> None:
         """Run a block, and assert that it prints what the document says."""

@@ -155,11 +155,11 @@ def test_requests_that_were_queued_at_the_same_time_lose_no_phase(empty: str) ->
         " ('b1', 0, 1, null, 2, 'epoch'), ('a2', 0, 2, 1, 3, 'epoch'), ('b2', 0, 2, 1, 4, 'epoch')",
     )
     migrate(empty)
-    found = phases(empty)
-    assert sorted(found) == ["a1", "a2", "b1", "b2"]
-    assert found["b1"]["feature_id"] == found["a2"]["feature_id"]
+    actual = phases(empty)
+    assert sorted(actual) == ["a1", "a2", "b1", "b2"]
+    assert actual["b1"]["feature_id"] == actual["a2"]["feature_id"]
     # Whose it is cannot be known: it waits, and says for what, rather than run too early.
-    assert found["b2"]["unmet"] == 1
+    assert actual["b2"]["unmet"] == 1
     assert "which feature" in migrated_words(empty, "dependency", "b2")
 
 
@@ -170,7 +170,7 @@ def migrated_words(dsn: str, kind: str, name: str) -> str:
     return str(row["words"])
 
 
-def test_a_phase_is_about_what_it_was_in_our_words(chain: Migrated) -> None:
+def test_a_migrated_phase_keeps_its_meaning_in_our_words(chain: Migrated) -> None:
     found = phases(chain.dsn)
     assert found["q-42-1"]["phase_data"] == {
         "title": "Tables",
@@ -185,12 +185,12 @@ def test_a_phase_is_about_what_it_was_in_our_words(chain: Migrated) -> None:
 
 
 def test_of_several_rows_for_a_phase_the_one_that_got_furthest_counts(chain: Migrated) -> None:
-    found = phases(chain.dsn, "queue_id like '%-50-%'")
-    assert {name: row["status"] for name, row in found.items()} == {
+    actual = phases(chain.dsn, "queue_id like '%-50-%'")
+    assert {name: row["status"] for name, row in actual.items()} == {
         "q-50-1": "completed",  # is not done again, though it was queued again
         "r-50-2": "queued",  # its first try failed
     }
-    assert found["r-50-2"]["issue_number"] == 52, "it would get a second issue"
+    assert actual["r-50-2"]["issue_number"] == 52, "it would get a second issue"
     assert chain.words("duplicate", "q-50-2").endswith("r-50-2 counts, the row stays behind")
 
 
@@ -212,14 +212,14 @@ def test_the_row_of_an_adw_about_itself_stays_behind(chain: Migrated) -> None:
         ("q-60-2", "queued", "dependency", "depends on phase 9, which feature 12 does not have"),
     ],
 )
-def test_a_phase_that_is_not_what_it_was_has_a_decision(
+def test_a_changed_phase_has_a_decision(
     chain: Migrated, queue_id: str, status: str, kind: str, words: str
 ) -> None:
     assert phases(chain.dsn)[queue_id]["status"] == status
     assert words in chain.words(kind, queue_id)
 
 
-def test_what_is_as_it_was_has_no_decision(chain: Migrated) -> None:
+def test_an_unchanged_row_has_no_decision(chain: Migrated) -> None:
     about = {decision.name for decision in chain.report.decisions}
     assert not about & {"q-42-1", "q-0-a1", "q-0-a3", "q-0-b1", "q-0-b2", "q-0-c1", "q-50-1"}
 
@@ -239,17 +239,17 @@ def test_a_failed_phase_says_why_as_before(chain: Migrated) -> None:
     assert found["q-42-1"]["error_message"] is None
 
 
-def test_features_are_what_they_were_and_their_status_follows(chain: Migrated) -> None:
-    found = features(chain.dsn)
-    assert {number: found[number]["status"] for number in (3, 4, 5, 7)} == {
+def test_features_are_carried_over_and_their_status_follows(chain: Migrated) -> None:
+    actual = features(chain.dsn)
+    assert {number: actual[number]["status"] for number in (3, 4, 5, 7)} == {
         3: "in_progress",
         4: "planned",
         5: "completed",
         7: "cancelled",
     }
-    assert (found[3]["priority"], found[4]["priority"], found[5]["priority"]) == (10, 90, 50)
-    assert (found[3]["tags"], found[4]["tags"]) == (["panel"], [])
-    assert float(found[3]["estimated_hours"]) == 4.5
+    assert (actual[3]["priority"], actual[4]["priority"], actual[5]["priority"]) == (10, 90, 50)
+    assert (actual[3]["tags"], actual[4]["tags"]) == (["panel"], [])
+    assert float(actual[3]["estimated_hours"]) == 4.5
     assert "stands for what was done" in chain.words("feature status", "5")
 
 
@@ -366,7 +366,7 @@ def test_running_phases_can_be_adopted_and_wait_for_a_report(empty: str) -> None
 
 
 @pytest.mark.scale
-def test_no_more_are_adopted_than_there_are_slots_and_only_what_can_be_running(empty: str) -> None:
+def test_no_more_phases_are_adopted_than_slots_and_only_running_ones(empty: str) -> None:
     build(empty, "chain")
     run(
         empty,
@@ -405,8 +405,8 @@ def test_jsonb_and_pull_requests_of_the_other_schema_are_taken_over(empty: str) 
 def test_the_shipped_second_version_is_taken_over(empty: str) -> None:
     build(empty, *DIALECTS["shipped v2"])
     report = migrate(empty)
-    found = phases(empty)
-    assert {name: row["feature_id"] for name, row in found.items()} == {
+    actual = phases(empty)
+    assert {name: row["feature_id"] for name, row in actual.items()} == {
         "v1": 7,
         "v2": 7,
         "v3": 7,
@@ -414,10 +414,10 @@ def test_the_shipped_second_version_is_taken_over(empty: str) -> None:
         "w1": 301,  # no such feature: one is made of that number
         "x1": 302,  # without a number at all
     }
-    assert found["v3"]["depends_on_phases"] == [1, 2]
-    assert found["v4"]["status"] == "failed"
-    assert found["v4"]["error_message"] == "its dependencies could not be read"
-    assert found["v2"]["error_message"] == "lost in migration, in its step build"
+    assert actual["v3"]["depends_on_phases"] == [1, 2]
+    assert actual["v4"]["status"] == "failed"
+    assert actual["v4"]["error_message"] == "its dependencies could not be read"
+    assert actual["v2"]["error_message"] == "lost in migration, in its step build"
     [lost] = [d for d in report.decisions if d.kind == "lost"]
     assert lost.name == "v2"
 
@@ -426,10 +426,10 @@ def test_the_shipped_second_version_is_taken_over(empty: str) -> None:
 def test_a_database_to_which_the_spec_s_own_script_was_applied_is_taken_over(empty: str) -> None:
     build(empty, *DIALECTS["half migrated"])
     migrate(empty)
-    found = phases(empty)
-    assert found["q-42-3"]["depends_on_phases"] == [2]
-    assert found["q-42-3"]["feature_id"] == 3, "the number is still that of an issue"
-    assert found["q-0-a2"]["feature_id"] == found["q-0-a1"]["feature_id"] != 0
+    actual = phases(empty)
+    assert actual["q-42-3"]["depends_on_phases"] == [2]
+    assert actual["q-42-3"]["feature_id"] == 3, "the number is still that of an issue"
+    assert actual["q-0-a2"]["feature_id"] == actual["q-0-a1"]["feature_id"] != 0
 
 
 @pytest.mark.parametrize(
@@ -452,9 +452,9 @@ def test_phase_data_that_is_no_object_is_kept_as_text_and_does_not_run(
             {"text": text},
         )
     migrate(empty)
-    found = phases(empty)
-    assert (found["waits"]["status"], found["done"]["status"]) == ("failed", "completed")
-    assert found["waits"]["phase_data"] == found["done"]["phase_data"] == data
+    actual = phases(empty)
+    assert (actual["waits"]["status"], actual["done"]["status"]) == ("failed", "completed")
+    assert actual["waits"]["phase_data"] == actual["done"]["phase_data"] == data
     assert "kept as text" in migrated_words(empty, "phase_data", "waits")
 
 
@@ -539,19 +539,19 @@ def test_sqlite_is_read_and_left_as_it_is(empty: str, file: Path) -> None:
     was = file.read_bytes()
     report = migrate(empty, source=file)
     assert report.lines[0] == "times without a zone are read in UTC"
-    found = phases(empty)
-    assert {name: row["status"] for name, row in found.items()} == {
+    actual = phases(empty)
+    assert {name: row["status"] for name, row in actual.items()} == {
         "l1": "completed",
         "l2": "queued",
         "l3": "failed",
         "m1": "queued",
     }
-    assert found["l1"]["pr_number"] == 5
-    assert found["l1"]["phase_data"]["prompt_content"] == "héllo\ufffd"
-    assert found["l1"]["created_at"].timestamp() == 1762164000
-    assert found["l2"]["priority"] == 50
+    assert actual["l1"]["pr_number"] == 5
+    assert actual["l1"]["phase_data"]["prompt_content"] == "héllo\ufffd"
+    assert actual["l1"]["created_at"].timestamp() == 1762164000
+    assert actual["l2"]["priority"] == 50
     assert migrated_words(empty, "value", "l2") == "priority soon is not a number: 50"
-    assert found["l3"]["error_message"] == "its phase_data is no JSON object"
+    assert actual["l3"]["error_message"] == "its phase_data is no JSON object"
     assert file.read_bytes() == was
     assert undo(empty) == []
     assert rows(
@@ -614,7 +614,7 @@ def test_a_database_with_tables_of_its_own_takes_no_file(empty: str, file: Path)
         *(pytest.param(each, marks=pytest.mark.scale) for each in DIALECTS if each != "chain"),
     ],
 )
-def test_what_was_undone_is_what_was_there_byte_for_byte(empty: str, dialect: str) -> None:
+def test_an_undone_migration_restores_the_database_byte_for_byte(empty: str, dialect: str) -> None:
     build(empty, *DIALECTS[dialect])
     was = contents(empty)
     assert len(was) > 100
@@ -857,7 +857,7 @@ def test_an_adopted_phase_that_goes_on_does_not(empty: str) -> None:
 
 
 @pytest.mark.scale
-def test_what_came_after_the_migration_is_named_when_it_goes(empty: str) -> None:
+def test_rows_made_after_the_migration_are_named_when_undo_drops_them(empty: str) -> None:
     build(empty, *DIALECTS["chain"])
     was = contents(empty)
     migrate(empty)
@@ -910,7 +910,9 @@ def nobody(server: str, empty: str) -> Iterator[str]:
         admin.execute(sql.SQL("drop role {0}").format(sql.Identifier(name)))
 
 
-def test_a_user_who_does_not_own_the_tables_is_told_who_does(empty: str, nobody: str) -> None:
+def test_a_user_who_does_not_own_the_tables_is_refused_with_the_owner(
+    empty: str, nobody: str
+) -> None:
     build(empty, "chain")
     with pytest.raises(DatabaseUnusable, match=r"public.adw_locks belongs to \w+, and you are pg"):
         migrate(nobody)
@@ -992,9 +994,9 @@ def desk(tmp_path: Path, empty: str) -> Iterator[Desk]:
 
 def test_upgrade_names_the_command(desk: Desk, empty: str) -> None:
     build(empty, "chain")
-    done = desk.call("upgrade")
-    assert done.returncode == 6
-    assert "'pgcoord migrate-v1' takes it over" in done.stderr
+    result = desk.call("upgrade")
+    assert result.returncode == 6
+    assert "'pgcoord migrate-v1' takes it over" in result.stderr
 
 
 def test_the_command_tells_within_80_columns(desk: Desk, empty: str) -> None:
@@ -1031,10 +1033,10 @@ def test_the_command_tells_within_80_columns(desk: Desk, empty: str) -> None:
 def test_mistakes_are_told_with_a_status_of_their_own(
     desk: Desk, arguments: list[str], status: int, words: str
 ) -> None:
-    done = desk.call("migrate-v1", *arguments)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert words in " ".join(done.stderr.replace("│", " ").split())
-    assert "Traceback" not in done.stderr
+    result = desk.call("migrate-v1", *arguments)
+    assert (result.returncode, result.stdout) == (status, "")
+    assert words in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
 
 
 def test_what_was_queued_in_version_1_is_run(desk: Desk, empty: str) -> None:
@@ -1070,14 +1072,14 @@ def test_what_was_queued_in_version_1_is_run(desk: Desk, empty: str) -> None:
 # --- The document
 
 
-def test_every_statement_of_the_document_shows_what_it_says(
+def test_every_statement_of_the_document_gives_the_output_shown(
     chain: Migrated, tmp_path: Path
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "migrating-from-v1.md").read_text()
-    found = steps(page)
-    assert len(found) == page.count("\n```sql\n") == page.count("\n```text\n") > 5
+    actual = steps(page)
+    assert len(actual) == page.count("\n```sql\n") == page.count("\n```text\n") > 5
     with Psql(surroundings(chain.dsn, tmp_path)) as psql:
-        for step in found:
+        for step in actual:
             assert plain(psql.run(step.statements)) == plain(step.shows), step.statements
 
 
@@ -1133,7 +1135,7 @@ def test_a_million_rows_are_carried_over_and_it_is_said_how_long_that_took(
 
 
 @pytest.mark.parametrize("path", sorted((assets.SQL / "v1").glob("*.sql")), ids=lambda p: p.stem)
-def test_every_script_says_what_it_is_for(path: Path) -> None:
+def test_every_script_begins_with_its_purpose(path: Path) -> None:
     assert path.read_text().startswith("-- ")
     assert path.stem in Path(v1.__file__).read_text()
 
@@ -1165,5 +1167,5 @@ def test_what_stays_explains_itself(chain: Migrated) -> None:
 def test_the_schema_is_this_release_s(chain: Migrated) -> None:
     with psycopg.connect(chain.dsn, autocommit=True) as conn:
         schema.check_schema(conn)
-        found = conn.execute("select kind from pgcoord.checkup() where level = 'fail'").fetchall()
-    assert found == [("coordinator",)]  # none leads
+        actual = conn.execute("select kind from pgcoord.checkup() where level = 'fail'").fetchall()
+    assert actual == [("coordinator",)]  # none leads

@@ -655,6 +655,17 @@ function show(html, address) {
   (dialog.querySelector("input:not([type=hidden])") ?? dialog.querySelector(".main, a, button"))?.focus();
 }
 
+// Show a refusal in the question that was asked, which keeps what was typed; return whether it could be.
+function refuse(html, form) {
+  const page = new DOMParser().parseFromString(html, "text/html").querySelector("[data-problem]");
+  const problem = page?.querySelector(".problem");
+  if (!problem || !dialog.contains(form)) return false;
+  if (!problem.querySelector(".state")) problem.prepend(page.querySelector("h1").textContent);
+  form.querySelector(".problem")?.remove();
+  form.querySelector(".end").before(document.importNode(problem, true));
+  return true;
+}
+
 document.addEventListener("click", (event) => {
   if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) return;
   const link = event.target.closest("a[data-dialog]");
@@ -682,7 +693,10 @@ document.addEventListener("submit", async (event) => {
     else if (answer.ok) {
       if (dialog.contains(form)) dialog.close();
       for (const input of form.querySelectorAll("input")) input.dataset.was = input.value;
-    } else show(await answer.text(), form.action);
+    } else {
+      const said = await answer.text();
+      if (!refuse(said, form)) show(said, form.action);
+    }
   } catch {
     if (dialog.open) dialog.close();
     fault("action", "The server did not answer, so whether the last action was done is not known.");

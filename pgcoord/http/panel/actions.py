@@ -68,39 +68,39 @@ async def _feature(conn: Connection, request: Request) -> _Subject:
 
 
 async def _schedule(conn: Connection, request: Request) -> _Subject:
-    found = await schedules.schedule(conn, schedule_of(request))
-    return _Subject(f"schedule {found.name}", f"'{found.name}'", f"/schedules/{found.name}")
+    row = await schedules.schedule(conn, schedule_of(request))
+    return _Subject(f"schedule {row.name}", f"'{row.name}'", f"/schedules/{row.name}")
 
 
 async def _everything(conn: Connection, request: Request) -> _Subject:
     return _Subject()
 
 
-def _asks(action: Action, asked: Question, find: _Finding) -> Handler:
+def _asks(action: Action, its_question: Question, find: _Finding) -> Handler:
     @error_page
     async def ask(request: Request) -> Response:
         changes: list[panel.Change] | None = None
         refusal: ErrorView | None = None
         async with state_of(request).acting(request, kind="change") as conn:
             subject = await find(conn, request)
-            if asked.preview:
+            if its_question.preview:
                 try:
                     changes = await panel.preview(
                         conn,
-                        asked.preview,
+                        its_question.preview,
                         feature_id=subject.feature_id,
                         queue_id=subject.queue_id,
                     )
                 except CoordError as error:
                     refusal = error_view(error)
-        question = asked.question.format(subject.words)
+        question = its_question.question.format(subject.words)
         return render_page(
             request,
             "ask.html",
             409 if refusal else 200,
             title=f"{question} · pgcoord",
             question=question,
-            asked=asked,
+            asked=its_question,
             action=f"{subject.url}/{action.slug}",
             statement=f"select {action.statement(subject.argument, *action.arguments[1:])}",
             changes=changes,
@@ -118,7 +118,7 @@ def _asks_whether_so_many(
 ) -> Response:
     """Answer 409 with the question whether *number* slots are meant, as phases would start."""
     start = format.plural(many.start, "phase")
-    asked = Question(
+    counting = Question(
         "Let {} phases run at once?",
         "Set",
         words=f"{many.now} may run now. {start} that {'waits' if many.start == 1 else 'wait'}"
@@ -131,8 +131,8 @@ def _asks_whether_so_many(
         "ask.html",
         409,
         title=f"{number} slots? · pgcoord",
-        question=asked.question.format(number),
-        asked=asked,
+        question=counting.question.format(number),
+        asked=counting,
         action="/slots",
         statement=f"select pgcoord.set_slots({number})",
         hidden=[("slots", number), ("sure", 1), *([("pool", pool)] if pool else [])],

@@ -47,11 +47,11 @@ async def edit(request: Request) -> Response:
     Only what differs from what the form was made of is changed. Refused if anybody has changed the
     phase since.
     """
-    given = await read_form(request, _PROMPT)
+    form = await read_form(request, _PROMPT)
     async with state_of(request).acting(request) as conn:
         phase = await panel.editable_phase(conn, queue_id_of(request))
     title, prompt, after, workflow = (
-        given.get(each, "").replace("\0", "").replace("\r\n", "\n")
+        form.get(each, "").replace("\0", "").replace("\r\n", "\n")
         for each in ("title", "prompt", "after", "workflow")
     )
     try:
@@ -63,7 +63,7 @@ async def edit(request: Request) -> Response:
                 phase.queue_id,
                 changes,
                 None if set(numbers) == set(phase.needs) else numbers,
-                given.get("version") or None,
+                form.get("version") or None,
             )
     except (InvalidInput, Refused) as error:
         typed = replace(phase, title=title, prompt=prompt, workflow=workflow or None)
@@ -94,12 +94,12 @@ def _changes(
 ) -> dict[str, object]:
     if not title:
         raise InvalidInput("a phase needs a title")
-    given: dict[str, tuple[object, object]] = {
+    changes: dict[str, tuple[object, object]] = {
         "title": (phase.title, title),
         "prompt_content": (phase.prompt.replace("\r\n", "\n"), prompt),
         "workflow_type": (phase.workflow, workflow or None),
     }
-    return {name: now for name, (was, now) in given.items() if now != was}
+    return {name: now for name, (was, now) in changes.items() if now != was}
 
 
 def _in_words(numbers: list[int]) -> str:
@@ -151,8 +151,8 @@ async def _target(conn: Connection, request: Request) -> _Target:
             _url(phase.queue_id),
             f"/features/{phase.feature_id}",
             f"phase {phase.phase_number}, {phase.title}",
-            "It goes with its attempts and results, for good. What depends on it waits, until"
-            " that is edited.",
+            "Its attempts and results are deleted, too. Phases that depend on it wait until they"
+            " are edited.",
             f"delete from phase_queue where queue_id = '{literal}'",
         )
     feature = await panel.feature_row(conn, feature_id_of(request))
@@ -161,8 +161,8 @@ async def _target(conn: Connection, request: Request) -> _Target:
         f"/features/{feature.id}",
         "/",
         f"feature {feature.id}, {feature.title}",
-        f"It goes with {format.plural(feature.total, 'phase')} and its history, for good. To"
-        " cancel it keeps them.",
+        f"Also {format.plural(feature.total, 'phase')} and its history are deleted, too. Cancel"
+        " it instead to keep them.",
         f"delete from planned_features where id = {feature.id}",
     )
 
@@ -172,13 +172,13 @@ async def ask(request: Request) -> Response:
     """Answer with the question whether a phase or a feature is to be deleted."""
     async with state_of(request).acting(request) as conn:
         target = await _target(conn, request)
-    asked = Question(f"Delete {target.name}?", "Delete", words=target.goes)
+    deletion = Question(f"Delete {target.name}?", "Delete", words=target.goes)
     return render_page(
         request,
         "ask.html",
-        title=f"{asked.question} · pgcoord",
-        question=asked.question,
-        asked=asked,
+        title=f"{deletion.question} · pgcoord",
+        question=deletion.question,
+        asked=deletion,
         action=f"{target.url}/delete",
         statement=target.statement,
         changes=None,

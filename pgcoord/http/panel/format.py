@@ -92,16 +92,16 @@ def numbers(values: list[int] | None, most: int = 5) -> str:
 
 def ranges(values: list[int], most: int = 6) -> str:
     """Return ascending numbers as an enumeration, "1\N{EN DASH}3, 5 and 7", of *most* items."""
-    found: list[list[int]] = []
+    spans: list[list[int]] = []
     for value in values:
-        if found and value == found[-1][1] + 1:
-            found[-1][1] = value
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
         else:
-            found.append([value, value])
+            spans.append([value, value])
     words = [
-        str(first) if first == last else f"{first}\N{EN DASH}{last}" for first, last in found[:most]
+        str(first) if first == last else f"{first}\N{EN DASH}{last}" for first, last in spans[:most]
     ]
-    if len(found) > most:
+    if len(spans) > most:
         return f"{', '.join(words)} and more"
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 

@@ -115,11 +115,11 @@ class Graph:
     @cached_property
     def cut(self) -> set[int]:
         """The numbers of drawn phases with a prerequisite that is left out."""
-        drawn, known = set(self._layer), {each.phase_number for each in self.all}
+        drawn, numbers = set(self._layer), {each.phase_number for each in self.all}
         return {
             each.phase_number
             for each in self.phases
-            if any(up in known and up not in drawn for up in each.depends_on_phases)
+            if any(up in numbers and up not in drawn for up in each.depends_on_phases)
         }
 
     @cached_property
@@ -299,23 +299,23 @@ def _heights(
         forth = sweep % 2 == 0
         for column in columns if forth else reversed(columns):
             near = left if forth else right
-            wanted = [
+            targets = [
                 sum(heights[o] + room(o) / 2 for o in near[spot]) / len(near[spot]) - room(spot) / 2
                 if spot in near
                 else heights[spot]
                 for spot in column
             ]
             rooms = [room(spot) + measures.down for spot in column]
-            heights.update(zip(column, _apart(wanted, rooms), strict=True))
+            heights.update(zip(column, _apart(targets, rooms), strict=True))
     top = min(heights.values(), default=0)
     return {spot: round(y - top) + 1 for spot, y in heights.items()}
 
 
-def _apart(wanted: list[float], rooms: list[int]) -> list[float]:
-    """Return the positions closest to *wanted* that keep order and distance (*rooms*)."""
+def _apart(targets: list[float], rooms: list[int]) -> list[float]:
+    """Return the positions closest to *targets* that keep order and distance (*rooms*)."""
     # Neighbours that touch move as one run: (sum of wanted positions, members, total room).
     runs: list[tuple[float, int, float]] = []
-    for wish, room in zip(wanted, rooms, strict=True):
+    for wish, room in zip(targets, rooms, strict=True):
         total, count, taken = wish, 1, float(room)
         while runs:
             before, members, length = runs[-1]

@@ -58,7 +58,7 @@ _SOON = 0.02
 _LOG_ROUND = 0.3
 
 # Seconds for which a screen is kept after its last viewer left, for one that comes back.
-_KEPT = 60.0
+_SCREEN_LIFETIME = 60.0
 
 _BOOT = secrets.token_hex(4)
 
@@ -146,12 +146,12 @@ class _Drawn:
     parts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """The HTML of each part that has changed since, with its version."""
 
-    def since(self, name: str, seen: int) -> Iterator[tuple[str, str]]:
-        """Yield (id, HTML) of what changed after version *seen*: all of it, or parts."""
-        if self.whole > seen:
+    def since(self, name: str, version: int) -> Iterator[tuple[str, str]]:
+        """Yield (id, HTML) of what changed after *version*: all of it, or parts."""
+        if self.whole > version:
             yield name, self.html
         else:
-            yield from ((part, html) for part, (html, at) in self.parts.items() if at > seen)
+            yield from ((part, html) for part, (html, at) in self.parts.items() if at > version)
 
     def holds(self, piece: Piece, now: datetime) -> bool:
         """Whether it is still valid for *piece*, so need not be rendered again."""
@@ -168,18 +168,18 @@ class _Drawing:
     title: tuple[str, int]
     version: int
 
-    def since(self, seen: int) -> str:
-        """Return the changes after version *seen*, as JSON for the script."""
+    def since(self, after: int) -> str:
+        """Return the changes after version *after*, as JSON for the script."""
         news = {
             "title": self.title[0],
             "pieces": dict(
                 each
                 for n, e in self.pieces.items()
-                if e.version > seen and not e.piece.heavy
-                for each in e.since(n, seen)
+                if e.version > after and not e.piece.heavy
+                for each in e.since(n, after)
             ),
-            "stale": [n for n, e in self.pieces.items() if e.version > seen and e.piece.heavy],
-            "lists": {n: items for n, (items, at) in self.lists.items() if at > seen},
+            "stale": [n for n, e in self.pieces.items() if e.version > after and e.piece.heavy],
+            "lists": {n: items for n, (items, at) in self.lists.items() if at > after},
         }
         return json.dumps(news, ensure_ascii=False, separators=(",", ":"))
 
@@ -327,22 +327,22 @@ class Screen:
             context, seen=_position(drawing.version), pieces=pieces, lists=page.lists
         )
 
-    def _since(self, drawing: _Drawing, seen: int) -> str:
-        """Return the changes after version *seen*, cached for all viewers with that version."""
-        if seen not in self._messages:
-            self._messages[seen] = drawing.since(seen)
-        return self._messages[seen]
+    def _since(self, drawing: _Drawing, version: int) -> str:
+        """Return the changes after version *version*, cached for all viewers with that version."""
+        if version not in self._messages:
+            self._messages[version] = drawing.since(version)
+        return self._messages[version]
 
-    async def stream(self, seen: str, tail: Tail | None) -> AsyncIterator[str]:
-        """Yield server-sent events to one viewer: all changes after *seen*, without end.
+    async def stream(self, version_seen: str, tail: Tail | None) -> AsyncIterator[str]:
+        """Yield server-sent events to one viewer: all changes after *version_seen*, without end.
 
-        *seen*: the id of the last event that it received, or "". Events: "news" with changes, "all"
-        with everything if *seen* is unknown, "live" with the state of the connection, "log" with
-        what *tail* has.
+        *version_seen*: the id of the last event that it received, or "". Events: "news" with
+        changes, "all" with everything if *version_seen* is unknown, "live" with the state of the
+        connection, "log" with what *tail* has.
         """
-        at = self._version_of(seen)
+        at = self._version_of(version_seen)
         self.touch()
-        sent: Connected | None = None
+        last_state: Connected | None = None
         beat = 0.0
         while not self._live.closed:
             changed = self._changed
@@ -353,8 +353,8 @@ class Screen:
                 message, at = self._since(drawing, at), drawing.version
                 yield f"event: {kind}\nid: {_position(at)}\ndata: {message}\n\n"
             state = self._live.state
-            if state and (state is not sent or time.monotonic() > beat):
-                sent, beat = state, time.monotonic() + _BEAT
+            if state and (state is not last_state or time.monotonic() > beat):
+                last_state, beat = state, time.monotonic() + _BEAT
                 yield f"event: live\ndata: {json.dumps(self._live.connection_payload(state))}\n\n"
             if tail and (grown := tail.news()):
                 yield f"event: log\ndata: {json.dumps(grown)}\n\n"
@@ -364,11 +364,11 @@ class Screen:
                 async with asyncio.timeout(patience):
                     await changed.wait()
 
-    def _version_of(self, seen: str) -> int:
-        boot, _, number = seen.partition(".")
+    def _version_of(self, text: str) -> int:
+        boot, _, number = text.partition(".")
         latest = self._drawing.version if self._drawing else 0
-        known = boot == _BOOT and number.isdecimal() and int(number) <= latest
-        return int(number) if known else -1
+        is_known = boot == _BOOT and number.isdecimal() and int(number) <= latest
+        return int(number) if is_known else -1
 
 
 # A line that is a whole element with an id such as "lane-3".
@@ -443,9 +443,9 @@ class Live:
     def screen(self, view: View, zone: tzinfo | None = None) -> Screen:
         """Return the screen for a view, shared with equal views in the same time zone.
 
-        *zone*: None is the server's. Screens without viewers for `_KEPT` seconds are dropped.
+        *zone*: None is the server's. Screens without viewers for `_SCREEN_LIFETIME` are dropped.
         """
-        forgotten = time.monotonic() - _KEPT
+        forgotten = time.monotonic() - _SCREEN_LIFETIME
         for key, screen in [*self._screens.items()]:
             if not screen.viewers and screen.left_at < forgotten:
                 del self._screens[key]

@@ -86,8 +86,8 @@ class Overview(View):
     @property
     def query(self) -> str:
         """The filters of phases, as the query of a URL."""
-        given = {"show": self.show if self.show in STATES else None, "q": self.search}
-        return urlencode({name: value for name, value in given.items() if value})
+        parameters = {"show": self.show if self.show in STATES else None, "q": self.search}
+        return urlencode({name: value for name, value in parameters.items() if value})
 
     def concerns(self, event: Event) -> bool:
         """Return true: every event may change the overview."""
@@ -105,7 +105,7 @@ class Overview(View):
             backlog = await panel.backlog(conn)
             features = await panel.feature_rows(conn, self.show, self.search, MOST_FEATURES)
             finishes = await panel.finishes(conn, _foreseen(features))
-            found = await self._found(conn)
+            phases = await self._found(conn)
             scheduled = await schedules.schedules(conn)
             refused = await schedules.refused(conn)
         finish = None if installation.paused_at else finishes.get(None)
@@ -128,7 +128,7 @@ class Overview(View):
             ),
             "filters": Piece("piece/filters.html", (self, len(needs))),
             "tally": Piece("piece/tally.html", (self, _tally(features))),
-            "found": Piece("piece/found.html", (found, _MOST_FOUND, self.query)),
+            "found": Piece("piece/found.html", (phases, _MOST_FOUND, self.query)),
             "schedules": Piece("piece/schedules.html", scheduled),
             "none": Piece("piece/none.html", (self, bool(features))),
         }
@@ -203,7 +203,7 @@ def _openings(
     """
     if installation.paused_at or not installation.leader:
         return []
-    found = sorted(
+    openings = sorted(
         (
             (each.pool, Opening(each.free_at, each.slot))
             for each in slots
@@ -212,7 +212,7 @@ def _openings(
         key=lambda each: each[1].at,
     )
     of_pool: dict[str, Iterator[Opening]] = {
-        name: iter([opening for pool, opening in found if pool == name])
+        name: iter([opening for pool, opening in openings if pool == name])
         for name in {each.pool for each in line}
     }
     return [next(of_pool[each.pool], None) for each in line]
@@ -249,16 +249,16 @@ class FeaturePage(View):
     @property
     def query(self) -> str:
         """The filters, as the query of a URL."""
-        given = {"show": self.show, "q": self.search}
-        return urlencode({name: value for name, value in given.items() if value})
+        parameters = {"show": self.show, "q": self.search}
+        return urlencode({name: value for name, value in parameters.items() if value})
 
     def _is_wanted(self, phase: panel.TreePhase) -> bool:
         if self.show and phase.status != self.show:
             return False
         words = (self.search or "").casefold().removeprefix("#")
-        said = f"{phase.title} {phase.error_message or ''} {' '.join(phase.reasons or [])}"
+        text = f"{phase.title} {phase.error_message or ''} {' '.join(phase.reasons or [])}"
         numbers = (phase.queue_id, str(phase.phase_number), str(phase.issue_number))
-        return not words or words in numbers or words in said.casefold()
+        return not words or words in numbers or words in text.casefold()
 
     def concerns(self, event: Event) -> bool:
         """Whether it is of this feature or of none, or moves a phase to or from ready."""
@@ -331,8 +331,8 @@ class FeaturePage(View):
 def _title_of(feature: panel.FeatureRow, needs: int) -> str:
     """Return the title of a feature's page, which browsers show in its tab."""
     trouble = f"({needs}) " if needs else ""
-    done = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
-    return f"{trouble}{feature.title}{done} · pgcoord"
+    progress = f", {feature.count('completed')}/{feature.total}" if feature.total else ""
+    return f"{trouble}{feature.title}{progress} · pgcoord"
 
 
 # Equal events of at least so many phases are one row, with at most this time between two of them.
@@ -356,10 +356,10 @@ class Run:
         return ranges([number for number, _ in self.phases])
 
 
-def _what(event: HistoryEvent) -> tuple[object, ...]:
+def _kind_of(event: HistoryEvent) -> tuple[object, ...]:
     """Return the key by which events are equal: all but phase and time."""
-    said = event.kind, event.from_status, event.to_status, event.reason
-    return *said, event.feature_id, event.actor, event.attempt, event.queue_id is None
+    parts = event.kind, event.from_status, event.to_status, event.reason
+    return *parts, event.feature_id, event.actor, event.attempt, event.queue_id is None
 
 
 def _runs(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
@@ -368,7 +368,7 @@ def _runs(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
     numbers: set[int | None] = set()
     for event in events:
         if run and not (
-            _what(event) == _what(run[-1])
+            _kind_of(event) == _kind_of(run[-1])
             and event.queue_id is not None
             and run[-1].at - event.at <= _RUN_GAP
             and event.phase_number not in numbers
@@ -418,9 +418,9 @@ def _spent(spans: list[panel.Span]) -> dict[str, Any]:
 
     Also `running`, the starts of attempts that run, and `attempts`, the number of all.
     """
-    tried = [each for each in spans if each.claimed_at]
+    claimed = [each for each in spans if each.claimed_at]
     worked, waited = timedelta(), timedelta()
-    for _, each in groupby(tried, key=lambda span: span.phase_number):
+    for _, each in groupby(claimed, key=lambda span: span.phase_number):
         free_since = None
         for span in each:
             assert span.claimed_at is not None
@@ -429,8 +429,8 @@ def _spent(spans: list[panel.Span]) -> dict[str, Any]:
             if span.ended_at:
                 worked += span.ended_at - (span.started_at or span.claimed_at)
             free_since = span.ended_at
-    running = [each.started_at for each in tried if each.started_at and not each.ended_at]
-    return {"worked": worked, "waited": waited, "running": running, "attempts": len(tried)}
+    running = [each.started_at for each in claimed if each.started_at and not each.ended_at]
+    return {"worked": worked, "waited": waited, "running": running, "attempts": len(claimed)}
 
 
 @dataclass(frozen=True)
@@ -504,19 +504,19 @@ class SchedulePage(View):
         async with one_snapshot(conn):
             now = await session.now(conn)
             installation = await panel.installation(conn)
-            found = await schedules.schedule(conn, self.name)
-            runs = await schedules.runs(conn, found.name)
+            row = await schedules.schedule(conn, self.name)
+            runs = await schedules.runs(conn, row.name)
         times: list[datetime] = []
-        if not found.paused_at:
+        if not row.paused_at:
             with suppress(NeverDue):
-                times = list(islice(due_times(found.cron, found.timezone, now), _NEXT_TIMES))
+                times = list(islice(due_times(row.cron, row.timezone, now), _NEXT_TIMES))
         pieces = {
             "notice": Piece("piece/notice.html", installation),
-            "schedule": Piece("piece/schedule_head.html", found),
-            "next": Piece("piece/schedule_next.html", [found.clock(each) for each in times]),
-            "runs": Piece("piece/schedule_runs.html", (found, runs)),
+            "schedule": Piece("piece/schedule_head.html", row),
+            "next": Piece("piece/schedule_next.html", [row.clock(each) for each in times]),
+            "runs": Piece("piece/schedule_runs.html", (row, runs)),
         }
-        return Page("schedule.html", f"schedule {found.name} · pgcoord", now, pieces)
+        return Page("schedule.html", f"schedule {row.name} · pgcoord", now, pieces)
 
 
 _NEXT_TIMES = 5
@@ -525,7 +525,7 @@ _NEXT_TIMES = 5
 # The filters of the history: kinds of events, and states that phases moved to.
 EVENTS = (
     *STATES,
-    *("phase_inserted", "phase_deleted", "phase_reprioritised", "gate_asked"),
+    *("phase_inserted", "phase_deleted", "phase_edited", "phase_reprioritised", "gate_asked"),
     *("feature_inserted", "feature_changed", "feature_paused", "feature_resumed"),
     "feature_budget",
     *("schedule_changed", "schedule_due"),
@@ -557,14 +557,14 @@ class History(View):
     @property
     def query(self) -> str:
         """The filters, as the query of a URL."""
-        given = {
+        parameters = {
             "feature": self.feature_id,
             "what": self.what,
             "by": self.actor,
             "until": self.until,
             "after": self.after,
         }
-        return urlencode({name: value for name, value in given.items() if value is not None})
+        return urlencode({name: value for name, value in parameters.items() if value is not None})
 
     def concerns(self, event: Event) -> bool:
         """Whether it is an event for the first page; later pages do not change."""

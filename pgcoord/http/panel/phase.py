@@ -70,7 +70,7 @@ class _Log:
     line: int | None = None
     position: str = ""
     find: str | None = None
-    found: list[logs.Found] | None = None
+    found: list[logs.Hit] | None = None
     around: list[tuple[list[str], list[str]]] | None = None
     more: bool = False
 
@@ -98,12 +98,12 @@ async def _read_log(request: Request, queue_id: str, number: int | None) -> _Log
     shown = _Log(attempt.number, follows=attempt.ended_at is None)
     try:
         if find := query.get("find", "")[:200]:
-            found, more = await asyncio.to_thread(log.search, find)
+            hits, more = await asyncio.to_thread(log.search, find)
             around = None
             if query.get("context"):
-                offsets = [each.offset for each in found]
+                offsets = [each.offset for each in hits]
                 around = await asyncio.to_thread(log.around, offsets, _CONTEXT)
-            return replace(shown, find=find, found=found, around=around, more=more, follows=False)
+            return replace(shown, find=find, found=hits, around=around, more=more, follows=False)
         return replace(shown, **await asyncio.to_thread(_part, log, attempt, query))
     except FileNotFoundError:
         return replace(shown, position=f"{attempt.number}:0:1")
@@ -242,15 +242,15 @@ async def compare(request: Request) -> Response:
         attempts = await reads.attempts(conn, queue_id)
     if len(attempts) < 2:
         raise NotFound(f"phase {queue_id} has no two attempts to compare")
-    known = {each.number: each for each in attempts}
+    by_number = {each.number: each for each in attempts}
     numbers = [
         read_number(query[name]) if query.get(name) else attempts[at].number
         for name, at in (("one", -2), ("other", -1))
     ]
     for number in numbers:
-        if number not in known:
+        if number not in by_number:
             raise NotFound(f"phase {queue_id} has no attempt {number}")
-    sides = await asyncio.gather(*(_side(request, queue_id, known[each]) for each in numbers))
+    sides = await asyncio.gather(*(_side(request, queue_id, by_number[each]) for each in numbers))
     if all(each.lines is not None for each in sides):
         sides = await asyncio.to_thread(_differing, sides)
     return render_page(
@@ -286,11 +286,11 @@ def _differing(sides: list[_Side]) -> list[_Side]:
     texts = [[_NUMBERS.sub("0", line) for line, _ in side.lines or []] for side in sides]
     marked = []
     for side, mine, others in zip(sides, texts, texts[::-1], strict=True):
-        left = Counter(others)
+        remaining = Counter(others)
         lines = []
         for (line, _), text in zip(side.lines or [], mine, strict=True):
-            lines.append((line, not left[text]))
-            left[text] = max(0, left[text] - 1)
+            lines.append((line, not remaining[text]))
+            remaining[text] = max(0, remaining[text] - 1)
         marked.append(replace(side, lines=lines))
     return marked
 

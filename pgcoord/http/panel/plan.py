@@ -90,9 +90,9 @@ async def create(request: Request) -> Response:
             if form.get("then") in _SHOWS:
                 await _parse(request, text)
                 return await _new(request, form, None, text)
-        given = await (_read_plan if from_plan else _read_description)(request, form)
+        fields = await (_read_plan if from_plan else _read_description)(request, form)
         async with state_of(request).acting(request) as conn, conn.transaction():
-            feature_id = await actions.store_feature(conn, given)
+            feature_id = await actions.store_feature(conn, fields)
             if form.get("then") == "execute":
                 await actions.execute_feature(conn, feature_id)
     except (InvalidInput, PlannerFailed) as error:
@@ -155,7 +155,7 @@ async def _read_description(request: Request, form: Form) -> dict[str, object]:
         form.get(each, "").replace("\0", "").replace("\r\n", "\n").strip()
         for each in ("title", "description", "hours")
     )
-    given: dict[str, object] = {
+    fields: dict[str, object] = {
         "title": title,
         "description": description or None,
         "estimated_hours": _hours(hours) if hours else None,
@@ -165,8 +165,8 @@ async def _read_description(request: Request, form: Form) -> dict[str, object]:
 
         feature = Feature(title, description, _hours(hours) if hours else None)
         planned = await state_of(request).planner.plan(feature, await _workflows(request))
-        given["phases"] = planned.phases
-    return given
+        fields["phases"] = planned.phases
+    return fields
 
 
 def _hours(text: str) -> float:

@@ -190,19 +190,19 @@ async def show(request: Request, view: View, tail: Tail | None = None, **extra: 
     """
     live: Live = request.app.state.live
     screen = live.screen(view, zone_of(request))
-    seen = request.query_params.get("live")
+    version = request.query_params.get("live")
     if name := request.query_params.get("piece"):
         drawn = await screen.piece(name)
         if drawn is None:
             raise NotFound(f"this page has no part {name!r:.60}", hint="Load it again.")
         return HTMLResponse(drawn, headers={"cache-control": "no-store"})
-    if seen is None:
+    if version is None:
         text = await screen.whole(**_personal(request), **extra)
         return HTMLResponse(text, headers={"cache-control": "no-store"})
 
     async def stream() -> AsyncIterator[str]:
         with live.viewing(screen):
-            async for message in screen.stream(seen, tail):
+            async for message in screen.stream(version, tail):
                 yield message
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}

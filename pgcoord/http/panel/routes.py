@@ -79,19 +79,19 @@ def _assets_version() -> str:
 @error_page
 async def overview(request: Request) -> Response:
     """Answer with the overview, filtered by `show` and `q`; also what happened since last seen."""
-    wanted = request.query_params.get("show", "all")
-    if wanted not in (*format.FEATURE_FILTERS, *format.STATES):
-        raise NotFound(f"there is no filter {wanted!r:.60}", hint="Follow a link of the overview.")
+    state = request.query_params.get("show", "all")
+    if state not in (*format.FEATURE_FILTERS, *format.STATES):
+        raise NotFound(f"there is no filter {state!r:.60}", hint="Follow a link of the overview.")
     search = _words(request.query_params.get("q", ""))
-    view = Overview(state_of(request).coordinator.host, wanted, search)
+    view = Overview(state_of(request).coordinator.host, state, search)
     if {"live", "piece"} & request.query_params.keys():
         return await show(request, view)
     looked = request.cookies.get(_LOOKED, "")
-    seen = int(looked) if re.fullmatch(r"[0-9]{1,18}", looked) else None
+    last_event = int(looked) if re.fullmatch(r"[0-9]{1,18}", looked) else None
     async with state_of(request).database.connection() as conn:
-        since = await panel.since(conn, seen)
-    answer = await show(request, view, since=since if seen else None, looked=seen)
-    if seen is None:
+        since = await panel.since(conn, last_event)
+    answer = await show(request, view, since=since if last_event else None, looked=last_event)
+    if last_event is None:
         keep(request, answer, _LOOKED, str(since.latest))
     return answer
 
@@ -131,12 +131,12 @@ async def feature(request: Request) -> Response:
     """Answer with a feature, its phases filtered by `show` and `q`; `graph=whole` unfolds it."""
     most_tokens = state_of(request).planner.settings.max_prompt
     query = request.query_params
-    wanted = query.get("show") or None
-    if wanted not in (None, *format.STATES):
-        raise NotFound(f"no state is called {wanted!r:.60}", hint="Follow a link of the page.")
+    state = query.get("show") or None
+    if state not in (None, *format.STATES):
+        raise NotFound(f"no state is called {state!r:.60}", hint="Follow a link of the page.")
     search = _words(query.get("q", ""))
     whole = query.get("graph") == "whole"
-    view = FeaturePage(feature_id_of(request), most_tokens, wanted, search, whole)
+    view = FeaturePage(feature_id_of(request), most_tokens, state, search, whole)
     return await show(request, view)
 
 

@@ -42,8 +42,8 @@ class _Filters:
     @property
     def query(self) -> str:
         """The filters, as the query of a URL."""
-        given = {"feature": self.feature_id, "show": self.show, "q": self.search}
-        return urlencode({name: value for name, value in given.items() if value is not None})
+        parameters = {"feature": self.feature_id, "show": self.show, "q": self.search}
+        return urlencode({name: value for name, value in parameters.items() if value is not None})
 
     @property
     def back(self) -> str:
@@ -54,15 +54,15 @@ class _Filters:
         return f"/features/{self.feature_id}{'?' if query else ''}{query}"
 
 
-def _filters(given: dict[str, str]) -> _Filters:
-    show = given.get("show") or None
+def _filters(parameters: dict[str, str]) -> _Filters:
+    show = parameters.get("show") or None
     if show is not None and show not in format.STATES:
         raise NotFound(f"no state is called {show!r:.60}", hint="Follow a link of the overview.")
-    feature = given.get("feature")
+    feature = parameters.get("feature")
     return _Filters(
         read_number(feature, 2**31 - 1) if feature else None,
         show,
-        given.get("q", "").replace("\0", "").strip()[:200] or None,
+        parameters.get("q", "").replace("\0", "").strip()[:200] or None,
     )
 
 
@@ -72,7 +72,7 @@ async def pick(request: Request) -> Response:
     filters = _filters(dict(request.query_params))
     async with state_of(request).acting(request) as conn:
         feature = await panel.feature_row(conn, filters.feature_id) if filters.feature_id else None
-        found = await panel.found_phases(
+        phases = await panel.found_phases(
             conn, filters.search, filters.show, MOST + 1, filters.feature_id
         )
     return render_page(
@@ -81,8 +81,8 @@ async def pick(request: Request) -> Response:
         title="Several phases · pgcoord",
         filters=filters,
         feature=feature,
-        found=found[:MOST],
-        more=len(found) > MOST,
+        found=phases[:MOST],
+        more=len(phases) > MOST,
         picked=bool(filters.show or filters.search),
     )
 
@@ -143,11 +143,11 @@ def _question_page(
     changes: list[panel.Change],
 ) -> Response:
     some = format.plural(len(picked), "phase")
-    asked = action.question or Question("Give {} priority " + str(number) + "?", "Set")
-    question = asked.question.format(some)
+    its_question = action.question or Question("Give {} priority " + str(number) + "?", "Set")
+    question = its_question.question.format(some)
     named = ",".join(picked[:3]) + (",…" if len(picked) > 3 else "")
     priority = "" if number is None else f", p_priority => {number}"
-    given = {
+    fields = {
         "action": action.verb,
         "sure": 1,
         "feature": filters.feature_id,
@@ -155,13 +155,13 @@ def _question_page(
         "q": filters.search,
         "priority": number,
     }
-    hidden = [(name, value) for name, value in given.items() if value is not None]
+    hidden = [(name, value) for name, value in fields.items() if value is not None]
     return render_page(
         request,
         "ask.html",
         title=f"{question} · pgcoord",
         question=question,
-        asked=Question(asked.question, asked.button, leave="Leave them"),
+        asked=Question(its_question.question, its_question.button, leave="Leave them"),
         action="/several",
         statement=f"select * from pgcoord.act_on_phases('{action.verb}', '{{{named}}}'{priority})",
         hidden=[*hidden, *(("phase", each) for each in picked)],

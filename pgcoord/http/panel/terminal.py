@@ -82,13 +82,13 @@ def line(raw: str, number: int, style: Style, *, going_on: bool = False) -> tupl
     """
     pieces: list[Markup] = []
     at = 0
-    left = overwritten(raw) if "\r" in raw else raw
-    for match in _SGR.finditer(left):
-        pieces.append(_piece(left[at : match.start()], style))
+    text = overwritten(raw) if "\r" in raw else raw
+    for match in _SGR.finditer(text):
+        pieces.append(_piece(text[at : match.start()], style))
         codes = [int(each) if each else 0 for each in re.split("[;:]", match[1])]
         style = style.then(codes)
         at = match.end()
-    pieces.append(_piece(left[at:], style))
+    pieces.append(_piece(text[at:], style))
     words = Markup().join(pieces)
     kind = "l going" if going_on else "l"
     if mentions_error(words.striptags()):

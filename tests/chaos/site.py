@@ -96,8 +96,8 @@ class Seat:
         """Where it serves, once it does."""
         if not self.is_up or self.log is None:
             return None
-        found = re.search(r"serving on http://(\S+)", self.log.read_text(errors="replace"))
-        return found[1] if found else None
+        match = re.search(r"serving on http://(\S+)", self.log.read_text(errors="replace"))
+        return match[1] if match else None
 
     def send(self, number: int) -> None:
         if self.is_up:
