@@ -354,12 +354,6 @@ async def until_logged(caplog: pytest.LogCaptureFixture, *words: str) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
-
-
 @pytest.fixture(autouse=True)
 def info(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)

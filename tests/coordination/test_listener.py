@@ -25,12 +25,6 @@ from pgcoord.errors import DatabaseUnusable
 STEPS = ["before claim", "after claim", "after attend", "after agenda"]
 
 
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
-
-
 def before_waiting(listener: Listener, do: Callable[[], Awaitable[None]]) -> None:
     """Have `do` done each time when the loop is about to wait."""
     wait = listener.wait

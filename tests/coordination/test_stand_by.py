@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from support.coordination import (
     make_coordinator,
     running,
     scripts,
-    watching,
 )
 from support.pooler import Pooler
 
@@ -28,6 +26,7 @@ listener.PING_EVERY = 0.1
 """
 
 
+<<<<<<< HEAD
 @pytest.fixture
 async def watch(dsn: str) -> AsyncIterator[Watch]:
     async with watching(dsn) as watch:
@@ -35,6 +34,8 @@ async def watch(dsn: str) -> AsyncIterator[Watch]:
 
 
 @pytest.mark.scale
+=======
+>>>>>>> main
 async def test_a_stand_by_takes_over_within_five_seconds_of_the_leaders_death(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:

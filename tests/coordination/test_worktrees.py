@@ -5,22 +5,16 @@ import pwd
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.coordination import Watch, running, watching
+from support.coordination import Watch, running
 
 from pgcoord.configuration.reading import read_configuration
 from pgcoord.coordination.coordinator import Coordinator
 
 TWO_SIDES = [("echo left > same", [1]), ("echo right > same", [1]), ("cat same", [2, 3])]
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 @pytest.fixture

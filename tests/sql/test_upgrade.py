@@ -1,4 +1,4 @@
-"""A database of the first release, with work in every state, is upgraded in place and goes on.
+"""A database of the first release, with work in every state, is upgraded in place and still works.
 
 `release_1.sql.gz` is what pg_dump wrote of such a database: a clone without history has no other
 way to it.
