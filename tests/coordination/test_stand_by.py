@@ -26,16 +26,7 @@ listener.PING_EVERY = 0.1
 """
 
 
-<<<<<<< HEAD
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
-
-
 @pytest.mark.scale
-=======
->>>>>>> main
 async def test_a_stand_by_takes_over_within_five_seconds_of_the_leaders_death(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
