@@ -16,30 +16,18 @@ begin
         v_dropped := false;
         v_left := null;
         for v in
-            -- What takes or returns their rows, or reads them or the columns that change in a body of `begin atomic`; and
-            -- what calls those in one.
-            with recursive views as (
-                select c.oid, c.reltype, t.typarray from pg_class as c join pg_type as t on t.oid = c.reltype
-                where c.relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and c.relkind = 'v'
-            ),
-            dependents as (
-                select d.objid from pg_depend as d join views as w
-                    on d.refclassid = 'pg_class'::regclass and d.refobjid = w.oid
-                    or d.refclassid = 'pg_type'::regclass and d.refobjid in (w.reltype, w.typarray)
-                where d.classid = 'pg_proc'::regclass
-                union
-                select d.objid from pg_depend as d join pg_attribute as a
-                    on d.refclassid = 'pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
-                where d.classid = 'pg_proc'::regclass and a.attrelid = 'pgcoord.attempt'::regclass
-                    and a.attname in ('ending', 'outcome')
-                union
-                select d.objid from pg_depend as d join dependents as n on d.refobjid = n.objid
-                where d.classid = 'pg_proc'::regclass and d.refclassid = 'pg_proc'::regclass
-            )
+            -- Functions of ours that take, return or (begin atomic) read a row of a view, or read a column whose type changes.
             select format('drop function %s', p.oid::regprocedure) as statement
-            from pg_proc as p join dependents as d on d.objid = p.oid
+            from pg_proc as p
+                join pg_depend as d on d.classid = 'pg_proc'::regclass and d.objid = p.oid
+                left join pg_type as t on d.refclassid = 'pg_type'::regclass and t.oid = d.refobjid
+                left join pg_type as e on e.oid = t.typelem
+                join pg_class as c on c.oid in (t.typrelid, e.typrelid)
+                    or d.refclassid = 'pg_class'::regclass and c.oid = d.refobjid
+                left join pg_attribute as a on a.attrelid = c.oid and a.attnum = d.refobjsubid
             where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace)
-            union all
+                and (c.relkind = 'v' or c.oid = 'pgcoord.attempt'::regclass and a.attname in ('ending', 'outcome'))
+            union
             select format('drop view %s', oid::regclass) from pg_class
             where relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and relkind = 'v'
         loop
