@@ -234,7 +234,7 @@ async def _show_lock_holder(dsn: str, conn: "Connection") -> None:
 
     import psycopg
 
-    said = None
+    shown = None
     while True:
         await asyncio.sleep(_LOCK_SECONDS)
         if conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
@@ -245,8 +245,8 @@ async def _show_lock_holder(dsn: str, conn: "Connection") -> None:
         with suppress(psycopg.Error, CoordError):
             async with await connect(dsn) as other:
                 holder = await reads.blocked_by(other, conn.info.backend_pid)
-            if holder and holder != said:
-                said = holder
+            if holder and holder != shown:
+                shown = holder
                 say(f"pgcoord: waits for a lock of {holder}", err=True)
                 say("  It goes on when that transaction ends; Ctrl-C gives up.", err=True)
 

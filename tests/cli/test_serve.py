@@ -211,8 +211,8 @@ def test_another_address_needs_a_token(desk: Desk) -> None:
         connect(f"ws://{address_of(program)}/ws/queue")
     program.send(signal.SIGTERM)
     assert program.wait() == 0
-    assert "ERROR" not in program.said
-    assert "t" * 20 not in program.said
+    assert "ERROR" not in program.output
+    assert "t" * 20 not in program.output
 
 
 def test_health_is_answered_before_the_database_is_up(bare_desk: Desk) -> None:
@@ -395,7 +395,7 @@ def test_a_request_that_waits_when_the_server_is_stopped_is_answered(
         asking.join()
     ((status, answer),) = answers
     assert (status, answer["error"]) in ((503, "unavailable"), (503, "locked"))
-    assert "Traceback" not in serving.said
+    assert "Traceback" not in serving.output
 
 
 def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Connection) -> None:

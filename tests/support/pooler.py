@@ -59,11 +59,11 @@ class Pooler:
             text=True,
         )
         assert self._process.stderr
-        said = ""
-        while "process up" not in said:
+        output = ""
+        while "process up" not in output:
             line = self._process.stderr.readline()
-            assert line, f"pgbouncer ended: {said}"
-            said += line
+            assert line, f"pgbouncer ended: {output}"
+            output += line
 
     def stop(self) -> None:
         if self._process:
