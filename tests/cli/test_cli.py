@@ -293,7 +293,7 @@ def test_run_goes_on_when_the_database_was_restarted(bare_desk: Desk) -> None:
     assert stopped.returncode == 6
     assert stopped.stderr.endswith(".pgcoord is stopped\n  'pgcoord db start' starts it.\n")
     assert bare_desk.call("db", "status").returncode == 6
-    gate.write_text("go on")  # it ends while nobody can be told
+    gate.write_text("go on")  # it ends while no server accepts its report
     assert ".pgcoord runs: host='" in bare_desk.say("db", "start")
     assert run.wait() == 0
     assert ".pgcoord runs: host='" in bare_desk.say("db", "status")
@@ -701,9 +701,11 @@ def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
     serve.send(signal.SIGTERM)
     assert serve.wait() == 0
     since = r"no coordinator runs since \S+ UTC: "
-    follows.until(f"queue-1-1: {since}nobody watches its process, and it is shown as it was left")
+    follows.until(
+        f"queue-1-1: {since}no coordinator watches its process, and this is its last known state"
+    )
     assert re.match(f"{since}this is the last known state", desk.say("status"))
-    assert re.match(f"{since}nobody watches", desk.say("why", "1.1"))
+    assert re.match(f"{since}no coordinator watches", desk.say("why", "1.1"))
 
 
 def test_status_json_is_an_object_that_stays_as_it_is(

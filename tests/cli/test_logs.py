@@ -538,5 +538,5 @@ def test_logs_are_found_where_their_project_was_moved_or_that_is_said(
     elsewhere = desk.call("logs", "1.1")
     assert elsewhere.returncode == 4
     assert elsewhere.stderr.startswith(
-        f"pgcoord: the folder of the runs is not there any more: {before}/.pgcoord/runs\n  Where"
+        f"pgcoord: the folder of the runs does not exist any more: {before}/.pgcoord/runs\n  If"
     )

@@ -1,4 +1,4 @@
-"""The coordinator and schedules: in time, once, by whoever leads, woken and never asking."""
+"""The coordinator and schedules: started in time, once, by the leader, without polling."""
 
 import logging
 import signal
@@ -37,7 +37,7 @@ async def test_a_new_schedule_is_planned_at_once_and_started_when_it_is_due(
         # Nothing but the notification of the INSERT wakes the coordinator.
         add(conn, "yearly")
         await watch.until_found("select from pgcoord.schedule where next_at > now()")
-        # The timer: it was set to next year, and is set anew by what a person changes.
+        # The timer was set to next year; a person's change sets it again.
         conn.execute("update pgcoord.schedule set cron = '* * * * *', overlap = 'start'")
         await watch.until_found(
             "select from pgcoord.schedule where next_at <= now() + interval '1 min'"

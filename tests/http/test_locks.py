@@ -135,7 +135,7 @@ async def test_a_page_says_that_something_is_locked(site: Site, dsn: str, runnin
             f"/phases/{running}/cancel", headers={"origin": site.url}, data={"reason": "x"}
         )
     assert answer.status_code == 503
-    assert "Somebody has it locked" in answer.text
+    assert "Another session has locked it" in answer.text
     assert f"process {pid}" in answer.text
 
 

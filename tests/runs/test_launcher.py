@@ -61,7 +61,7 @@ async def run(make_run: MakeRun) -> Run:
 
 
 class Fifo:
-    """A rendezvous: whoever comes first, reader or writer, waits for the other."""
+    """A rendezvous: the first, reader or writer, waits for the other."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -328,7 +328,7 @@ def test_a_worktree_whose_making_or_removal_was_killed_is_made_anew(repository: 
 
 
 def test_a_merge_that_a_retry_finds_unfinished_is_not_thrown_away(repository: Repository) -> None:
-    """What is left to do in it is work, too: of the agent, or of who has begun to mend it."""
+    """Unfinished work in it counts as work, too: of the agent, or of a person who repairs it."""
     first = repository.phase("queue-1-1", "echo 1 > one").result
     script = leaves_a_conflict(repository)
     failed = repository.phase("queue-1-2", script, after={"1": first})
@@ -501,7 +501,7 @@ def test_an_initialised_submodule_hinders_nothing(repository: Repository) -> Non
     )
     assert result.status == 0, result.log
     assert not repository.worktree("queue-1-1").exists()
-    # A commit that is nowhere else is no work that anybody could go on with.
+    # Nobody could continue work from a commit that is nowhere else.
     name = "-c user.name=a -c user.email=a"
     script = (
         "git -c protocol.file.allow=always submodule -q update --init; cd library;"
@@ -630,7 +630,7 @@ def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Reposi
     three = phase("queue-7-3", "echo 3 > three", p1=one).result
     assert three["feature_branch"] == branch
     assert repository.files(branch) == {"README", "one", "two", "same", "three"}
-    # One that conflicts is told, and comes with the phase that resolves it.
+    # A conflict is reported; the work is merged with the phase that resolves it.
     four = phase("queue-7-4", "echo 4 > same", p1=one)
     assert four.status == 0, four.log
     fault = f"pgcoord/queue-7-4 cannot be merged into {branch}: conflict in same"
@@ -650,7 +650,7 @@ def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Reposi
     assert last.result["feature_branch"] == branch
     pushed = repository.git("--git-dir", str(origin), "rev-parse", branch)
     assert pushed == repository.git("rev-parse", branch)
-    # A push that fails is told, and the work is kept all the same.
+    # A failed push is reported, and the work is still kept.
     origin.rename(repository.inputs / "away")
     kept = phase("queue-7-7", "echo 7 > seven", p6=last.result)
     assert kept.status == 0

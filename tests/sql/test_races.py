@@ -1,4 +1,4 @@
-"""Races made real: two connections, and the second is seen waiting before the first goes on."""
+"""Real races: two connections, where the second is seen waiting before the first continues."""
 
 import os
 import random
