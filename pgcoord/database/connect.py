@@ -248,6 +248,10 @@ def connect_blocking(dsn: str) -> psycopg.Connection[Any]:
     return conn
 
 
+# The socket of an embedded Postgres, in its state folder or elsewhere, as libpq's errors name it.
+_EMBEDDED = re.compile(r"/(\.pgcoord/postgres|pgcoord_[0-9a-f]{16})/\.s\.PGSQL")
+
+
 def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> DatabaseUnusable:
     """Return a failed connection as `DatabaseUnusable`, with a message of one line.
 
@@ -260,13 +264,13 @@ def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> Da
         sqlstate = sqlstate or (sqlstate_of_refusal(conninfo) if conninfo else None)
     except OSError as lack:  # of descriptors: perhaps the reason, which libpq does not give
         message = f"{message}: {(lack.strerror or str(lack)).lower()}"
-    return DatabaseUnusable(
-        f"the database cannot be used: {message}",
-        hint=_POOLED
-        if sqlstate == "08P01" and "startup parameter" in message
-        else "Does it run? Check --dsn, DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE.",
-        sqlstate=sqlstate,
-    )
+    if sqlstate == "08P01" and "startup parameter" in message:
+        hint = _POOLED
+    elif sqlstate is None and _EMBEDDED.search(message):
+        hint = "It is embedded: 'pgcoord db start' starts it, if it is down."
+    else:
+        hint = "Does it run? Check --dsn, DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE."
+    return DatabaseUnusable(f"the database cannot be used: {message}", hint=hint, sqlstate=sqlstate)
 
 
 async def _unusable(error: psycopg.OperationalError, conninfo: str) -> DatabaseUnusable:
