@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -34,11 +35,33 @@ from support.pooler import Pooler, Proxy
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
 pytest_plugins = ["support.timeouts", "support.slurm", "support.cable"]
 
 # A job in the background of a script ignores these, and what it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+# Fixtures that start more than Python and the server that all tests share: a browser, an engine, a
+# Postgres of the test's own. `make test` leaves out the tests that use one.
+_EXPENSIVE = frozenset(
+    {"browser", "slurm", "own_slurm", "kubernetes", "bare_desk", "make", "own_server", "pair"}
+    | {"prepares", "servers"}
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use an expensive fixture."""
+    for item in items:
+        if not _EXPENSIVE.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.scale)
 
 
 def pytest_collection_finish() -> None:

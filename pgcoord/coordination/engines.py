@@ -451,9 +451,8 @@ class Pool:
 
 
 class EngineSupervision(Supervision):
-    """Supervises one attempt that runs as a job of an engine.
-
-    `recorded`: the job was submitted, or never will be.
+    """Supervises one attempt that runs as a job of an engine. `recorded`: the job was submitted, or
+    never will be.
     """
 
     def __init__(

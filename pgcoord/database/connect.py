@@ -72,6 +72,8 @@ _ONLY_WHERE = {
 _PASSING = ("08", "53", "57", "58", "XX")
 # Seconds that the second connection may take that reads the SQLSTATE of a refusal.
 _TRACED_FOR = 2.0
+# Seconds that the first statement may take: more than any server needs that answers at all.
+_MOST_SECONDS_TO_FIRST_ANSWER = 20.0
 # An unquoted @ or / in a password: libpq would read the rest of the password as a host name, and
 # print it in its error message.
 _UNQUOTED = re.compile(r"postgres(?:ql)?://[^/?#]*(?:@[^/?#]*|/[^?#]*)@")
@@ -122,7 +124,8 @@ async def connect(
     """Connect in autocommit mode, with our settings in force.
 
     *leads*: the server closes the connection when this process does not respond for 30 s. Waits 5 s
-    at most for a server. Raises `DatabaseUnusable`, with a hint what to check.
+    at most for a server, and 20 s for its first answer. Raises `DatabaseUnusable`, with a hint what
+    to check.
     """
     conninfo = with_defaults(dsn, name="pgcoord listener" if leads else name)
     try:
@@ -130,7 +133,16 @@ async def connect(
     except psycopg.OperationalError as error:
         raise await _unusable(error, conninfo) from error
     try:
-        await make_ready(conn, leads=leads)
+        async with asyncio.timeout(_MOST_SECONDS_TO_FIRST_ANSWER):
+            await make_ready(conn, leads=leads)
+    except TimeoutError as error:
+        await conn.close()
+        raise DatabaseUnusable(
+            "the database took a connection, and answered nothing on it for"
+            f" {_MOST_SECONDS_TO_FIRST_ANSWER:g} s",
+            hint="Is a pooler in front of it whose pool is full? pgcoord needs up to ten"
+            " connections (PgBouncer's default_pool_size, pgpool's num_init_children).",
+        ) from error
     except BaseException:
         await conn.close()
         raise
@@ -264,12 +276,16 @@ def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> Da
         sqlstate = sqlstate or (sqlstate_of_refusal(conninfo) if conninfo else None)
     except OSError as lack:  # of descriptors: perhaps the reason, which libpq does not give
         message = f"{message}: {(lack.strerror or str(lack)).lower()}"
+    hint = "Does it run? Check --dsn, DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE."
     if sqlstate == "08P01" and "startup parameter" in message:
         hint = _POOLED
+    elif "statement pooling mode" in message:
+        hint = (
+            "That is PgBouncer in statement mode. Give the address of the server itself, or of a"
+            " pool in session mode."
+        )
     elif sqlstate is None and _EMBEDDED.search(message):
         hint = "It is embedded: 'pgcoord db start' starts it, if it is down."
-    else:
-        hint = "Does it run? Check --dsn, DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE."
     return DatabaseUnusable(f"the database cannot be used: {message}", hint=hint, sqlstate=sqlstate)
 
 

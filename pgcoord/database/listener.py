@@ -37,7 +37,8 @@ UNBALANCED = (
     " the server itself"
 )
 _SINGLE = (
-    "That may be PGlite, or a tunnel for one client. pgcoord needs up to ten connections, each with"
+    "That may be PGlite, a tunnel for one client, or a pooler with a pool of one (PgBouncer's"
+    " default_pool_size). pgcoord needs up to ten connections, each with"
     " a session of its own: give it a PostgreSQL server."
 )
 

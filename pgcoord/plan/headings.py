@@ -5,13 +5,13 @@ A Markdown parser decides which lines are headings, and which stand in a code bl
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from markdown_it.token import Token
 
-from pgcoord.plan.keys import NUMBER
+from pgcoord.plan.keys import NUMBER, number_of
 from pgcoord.plan.model import Problem
 
 # A hyphen needs a space after it: "Phase 1-2: x" is not phase 1, titled "2: x".
@@ -23,7 +23,8 @@ PHASE = re.compile(rf"phase\s+({NUMBER})\s*{_SEPARATOR}\s*(.*\S)", re.IGNORECASE
 # A heading's text that its author must have meant as a phase, well-formed or not.
 PHASE_LIKE = re.compile(
     r"[*_]*phase"
-    rf"(?:\s*(?:$|{_SEPARATOR}|[0-9])|\s+(?:{NUMBER})\b|\s+[^\s:–—]+\s*{_SEPARATOR})",  # noqa: RUF001
+    rf"(?:\s*(?:$|{_SEPARATOR}|[0-9])|\s+(?:{NUMBER})\b|\s+[^\s:–—]+\s*{_SEPARATOR}"  # noqa: RUF001
+    r"|s?\W*(?:(?:no|nr|number)\b\W*)?\d)",
     re.IGNORECASE,
 )
 
@@ -53,8 +54,23 @@ DONE_AT_END = re.compile(
 # A heading that may be meant as a phase: with text before it, or another word for "phase".
 NAMES_PHASE = re.compile(rf"\bphase\s+(?:{NUMBER})\b", re.IGNORECASE)
 
+# What numbered work is called, in some languages; "day" and the like where a plan goes by time.
+KINDS = (
+    "phase|step|task|part|stage|milestone|item|pr|wave|week|day|iteration|sprint|round|batch"
+    "|schritt|aufgabe|teil|etappe|étape|tâche|partie|fase|paso|etapa|tarea|parte|passo|tarefa"
+    "|stap|taak|krok|шаг|этап|ステップ|フェーズ|タスク|段階|手順|阶段|步骤|任务|단계"
+)
 _NAMES_STEP = re.compile(
-    rf"[\W_]*(?:stage|step|task|part|milestone)\s+(?:{NUMBER})\b", re.IGNORECASE
+    rf"[\W_]*(?:(?:stage|step|task|part|milestone)\s+(?:{NUMBER})\b"
+    rf"|(?:{KINDS})\s*(?:{NUMBER})\s*(?:{_SEPARATOR}|：)|第\s*\d+\s*(?:阶段|步|フェーズ|段階))",  # noqa: RUF001
+    re.IGNORECASE,
+)
+
+# A line that is no heading in Markdown, and begins a phase to people.
+_PHASE_OF_LINE = re.compile(
+    r" {0,3}(?:(?:[-+*]|[0-9]{1,3}[.)])\s+)?(?:\[[ xX]\]\s+)?(?:<h[1-6]\b[^>]*>|#{1,6}\s+)?"
+    rf"[^\w\s>|]*\s*phase\s+(?P<number>{NUMBER})\s*(?:{_SEPARATOR}|[*_]+\s*$|</h)",
+    re.IGNORECASE,
 )
 
 # The headings of sections in prompts of the built-in planner (planner/prompt.md).
@@ -119,13 +135,42 @@ def other_phases(headings: list[Heading], starts: list[Heading]) -> Iterator[Pro
     starting = {each.start for each in starts}
     expected = 'expected "## Phase 1: Title"'
     for each in headings:
-        if each.start in starting or each.tag == "h1":
+        if each.start in starting:
+            continue
+        if each.tag == "h1":
+            if starts and each.start > starts[0].start and NAMES_PHASE.search(each.text):
+                yield each.start + 1, f"this looks like a phase: {each.text!r:.60}; {expected}"
             continue
         begins = PHASE_LIKE.match(each.text)
         named = NAMES_PHASE.search(each.text) if each.tag == "h2" or not starts else begins
         named = named or (_NAMES_STEP.match(each.text) if each.tag == "h2" or not starts else None)
         if named and (each.tag == "h2" or begins or not starts):
             yield each.start + 1, f"this looks like a phase: {each.text!r:.60}; {expected}"
+
+
+def other_lines(lines: list[str], starts: list[Heading], numbers: set[int]) -> Iterator[Problem]:
+    """Find lines that begin a phase of none of *numbers*, and are no heading: text to Markdown."""
+    first = starts[0].start if starts else 0
+    headings = {each.start for each in starts}
+    for i, line in outside_of_code(lines):
+        match = _PHASE_OF_LINE.match(line) if i > first and i not in headings else None
+        if match and number_of(match["number"]) not in numbers:
+            said = line.strip()
+            yield (
+                i + 1,
+                f'{said!r:.60} is text: a phase begins with "## Phase {match["number"]}: Title"',
+            )
+
+
+def outside_of_code(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield each line that is in no fenced block of code: its index, and it without its end."""
+    fence = ""
+    for i, text in enumerate(lines):
+        mark = re.match(r" {0,3}(```+|~~~+)", text)
+        if mark and (not fence or mark[1].startswith(fence)):
+            fence = "" if fence else mark[1]
+        elif not fence:
+            yield i, text.rstrip("\r\n")
 
 
 def lost_headings(tokens: list[Token], lines: list[str], starting: set[int]) -> Iterator[Problem]:

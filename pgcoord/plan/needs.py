@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pgcoord.plan.headings import NAMES_PHASE, Heading
+from pgcoord.plan.headings import NAMES_PHASE, Heading, outside_of_code
 from pgcoord.plan.keys import NO_PHASES, NUMBER, is_blank, number_of, read_dependencies
 from pgcoord.plan.model import Problem, Section
 
@@ -121,7 +121,7 @@ def unread_needs(section: Section, lines: list[str]) -> Iterator[Problem]:
     """
     if "depends on" in section.keys:
         return
-    for i, text in _outside_of_code(lines):
+    for i, text in outside_of_code(lines):
         for pattern in _MENTIONS if "phase" in text.lower() else ():
             if match := pattern.search(text) if pattern is _MENTIONS[0] else pattern.match(text):
                 numbers = {number_of(each[0]) for each in _NUMBER.finditer(match["phases"])}
@@ -164,26 +164,16 @@ def _is_need(match: re.Match[str]) -> bool:
         return False
 
 
-def _outside_of_code(body: Sequence[str]) -> Iterator[tuple[int, str]]:
-    fence = ""
-    for i, text in enumerate(body):
-        mark = re.match(r" {0,3}(```+|~~~+)", text)
-        if mark and (not fence or mark[1].startswith(fence)):
-            fence = "" if fence else mark[1]
-        elif not fence:
-            yield i, text.rstrip("\r\n")
-
-
 def needs_of_prose(body: Sequence[str]) -> Iterator[tuple[int, re.Match[str]]]:
     """Yield each line of *body* that names prerequisites: its index, and a match with `value`."""
-    for i, text in _outside_of_code(body):
+    for i, text in outside_of_code(body):
         if (match := _NEED.fullmatch(text)) and _is_need(match):
             yield i, match
 
 
 def _labels_of_lists(body: Sequence[str]) -> Iterator[int]:
     """Yield the index of each line that introduces a list of phases as prerequisites."""
-    lines = [(i, text) for i, text in _outside_of_code(body) if not is_blank(text)]
+    lines = [(i, text) for i, text in outside_of_code(body) if not is_blank(text)]
     for (i, text), (_, following) in pairwise(lines):
         if _LABEL.fullmatch(text.rstrip()) and _NAMES_FIRST.match(following):
             yield i

@@ -24,6 +24,7 @@ from pgcoord.plan.headings import (
     ends_of,
     extent_of,
     lost_headings,
+    other_lines,
     other_phases,
     read_headings,
     split_lines,
@@ -88,6 +89,7 @@ def parse_plan(
         notes += unread_dependencies(lines, starts)
         for each in sections:
             notes += unread_needs(each, lines[each.line - 1 : each.body[1] - 1])
+        notes += other_lines(lines, starts, {each.number for each in sections})
         sections = _renumbered(sections, notes)
         problems += faults_in_order(sections)
         problems += faults_in_dependencies(sections)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from pgcoord.plan.headings import KINDS
 from pgcoord.planner.layers import WORDS, layer_of
-from pgcoord.planner.references import KINDS, key_of, without_marks
+from pgcoord.planner.references import key_of, without_marks
 
 _VERBS = frozenset(WORDS["verbs"].split())
 

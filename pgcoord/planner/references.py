@@ -8,16 +8,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from pgcoord.plan.headings import KINDS
+
 _KINDS = (
     r"(?:phase|task|step|story|part|item|stage|milestone|wave|ticket|issue|epic|feature|pr)"
     r"|stories"
-)
-
-# What numbered work is called, in some languages; "day" and the like where a plan goes by time.
-KINDS = (
-    "phase|step|task|part|stage|milestone|item|pr|wave|week|day|iteration|sprint|round|batch"
-    "|schritt|aufgabe|teil|etappe|étape|tâche|partie|fase|paso|etapa|tarea|parte|passo|tarefa"
-    "|stap|taak|krok|шаг|этап|ステップ|フェーズ|タスク|段階|手順|阶段|步骤|任务|단계"
 )
 
 # ENG-101; T001; 2.1; and after a word such as "Task" also a single letter.

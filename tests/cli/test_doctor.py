@@ -18,6 +18,8 @@ from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from support.pooler import Pooler, Proxy
 
 from pgcoord import doctor
+from pgcoord.database import connect
+from pgcoord.errors import DatabaseUnusable
 
 WORKFLOW = '[workflow.sh]\ncommand = ["true"]\n'
 
@@ -48,6 +50,7 @@ def levels(desk: Desk, *arguments: str) -> tuple[int, dict[str, str]]:
     return result.returncode, {each["kind"]: each["level"] for each in findings}
 
 
+@pytest.mark.scale
 def test_all_is_well_beside_a_coordinator(desk: Desk) -> None:
     desk.start("serve").until("leading")
     output = desk.say("doctor")
@@ -104,6 +107,7 @@ def test_a_view_that_was_broken_by_hand_is_a_finding(desk: Desk, conn: Connectio
     assert (status, found["definitions"]) == (9, "fail")
 
 
+@pytest.mark.scale
 def test_a_table_that_is_locked_is_a_finding_with_its_holder(desk: Desk, dsn: str) -> None:
     with psycopg.connect(dsn) as other:
         other.execute("lock table phase_queue")
@@ -276,6 +280,7 @@ def test_a_pooler_in_transaction_mode_is_named_with_its_remedy(desk: Desk, poole
     assert lines[failed + 1].split()[:6] == ["→", "give", "the", "coordinator", "the", "address"]
 
 
+@pytest.mark.scale
 def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
     desk: Desk, pooler: Pooler
 ) -> None:
@@ -288,6 +293,25 @@ def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
             " no work would be started in time",
             "  'pgcoord doctor' says why, and what to do.",
         ]
+
+
+def test_a_pooler_in_statement_mode_is_named_with_its_remedy(desk: Desk, pooler: Pooler) -> None:
+    pooler.start(pool_mode="statement")
+    result = desk.call("doctor", "--dsn", pooler.dsn)
+    assert result.returncode == 6
+    assert "That is PgBouncer in statement mode." in result.stderr
+
+
+async def test_a_pooler_whose_pool_is_full_is_named(
+    pooler: Pooler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooler.start(pool_mode="session", default_pool_size="1")
+    monkeypatch.setattr(connect, "_MOST_SECONDS_TO_FIRST_ANSWER", 0.5)
+    with psycopg.connect(pooler.dsn) as conn:
+        conn.execute("select")
+        with pytest.raises(DatabaseUnusable, match="answered nothing on it") as caught:
+            await connect.connect(pooler.dsn)
+    assert "whose pool is full" in str(caught.value.hint)
 
 
 def test_a_pooler_that_refuses_a_setting_of_the_dsn_is_named(desk: Desk, pooler: Pooler) -> None:

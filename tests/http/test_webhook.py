@@ -468,7 +468,7 @@ async def test_no_header_and_no_body_makes_a_fault_or_an_unsigned_change(
         request = site.client.post("/workflow-complete", content=content, headers=headers)
         return asyncio.run_coroutine_threadsafe(request, loop).result().status_code
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(
         st.one_of(st.binary(max_size=200), JSON.map(lambda value: json.dumps(value).encode())),
         st.dictionaries(HEADER_NAMES, HEADER_VALUES),
@@ -480,7 +480,7 @@ async def test_no_header_and_no_body_makes_a_fault_or_an_unsigned_change(
             415,
         )
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(JSON.filter(lambda value: not isinstance(value, dict) or "queue-1-1" not in str(value)))
     def signed_well(value: object) -> None:
         message = signed(value, SECRET)

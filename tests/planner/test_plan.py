@@ -331,6 +331,49 @@ def test_a_dependency_that_cannot_be_read_is_a_fault(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "## Phase No. 2: b",
+        "## Phase #2: b",
+        "## Phases 2-3: b",
+        "## Phase-2: b",
+        "Phase 2: b\n===",
+        "## Étape 2 : b",
+        "## ステップ2：b",  # noqa: RUF001
+        "## 第2阶段: b",
+    ],
+)
+def test_a_heading_that_names_a_phase_in_another_way_is_a_fault(line: str) -> None:
+    [problem] = problems(f"{HEAD}{PHASE_1}{line}\n\ny\n")
+    assert problem.startswith("7: ")
+    assert "phase: " in problem
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "<h2>Phase 2: b</h2>",
+        "**Phase 2: b**",
+        "PHASE 2: b",
+        "- [ ] Phase 2: b",
+        "1. ## Phase 2: b",
+    ],
+)
+def test_a_line_that_begins_a_phase_to_people_is_named(line: str) -> None:
+    text = f"{HEAD}{PHASE_1}{line}\n\ny\n"
+    [note] = parse(text).notes
+    assert note.startswith(f"plan.md:7: {line!r} is text")
+    assert parse(f"{text}\n## Phase 2: b\n\ny\n").notes == ()
+    assert parse(f"{HEAD}{PHASE_1}```\n{line}\n```\n").notes == ()
+
+
+@pytest.mark.parametrize("line", ["## Day 2 operations", "## Phasing in", "## Part of it"])
+def test_a_section_is_no_fault_that_only_sounds_like_a_phase(line: str) -> None:
+    [note] = parse(f"{HEAD}{PHASE_1}{line}\n\ny\n").notes
+    assert "is not part of phase 1" in note
+
+
+@pytest.mark.parametrize(
     ("title", "body", "line"),
     [
         ("c — depends on phase 1", "y", 11),
@@ -880,7 +923,7 @@ def written(plan: Plan) -> tuple[str, list[int]]:
     return text, lines
 
 
-@settings(deadline=None, max_examples=40)  # of a slow machine, too
+@settings(max_examples=40)
 @given(plans())
 def test_a_plan_that_is_written_reads_back(plan: Plan) -> None:
     text, lines = written(plan)

@@ -416,7 +416,7 @@ def is_storable(text: str) -> bool:
 DESCRIBED = (TITLES.filter(is_storable), DESCRIPTIONS.filter(is_storable), HOURS)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(*DESCRIBED)
 def test_whatever_is_described_the_plan_is_valid(
     title: str, description: str, hours: float | None
@@ -425,7 +425,7 @@ def test_whatever_is_described_the_plan_is_valid(
 
 
 @pytest.mark.scale
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(*DESCRIBED)
 def test_whatever_is_described_in_many_ways_the_plan_is_valid(
     title: str, description: str, hours: float | None
@@ -458,7 +458,7 @@ def check_plan(title: str, description: str, hours: float | None) -> None:
             assert one["phase_number"] in above[other["phase_number"]]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.text(max_size=300).filter(is_storable))
 def test_any_text_describes_a_feature_or_nothing(text: str) -> None:
     feature = described_by(text)
