@@ -743,7 +743,10 @@ class EngineSupervision(Supervision):
                 await self._give_up("returned", words)
             elif listed or self._submissions >= _MOST_SUBMISSIONS:
                 tail = await asyncio.to_thread(engine_messages, Path(self.assignment.folder))
-                await self._give_up("failed", f"it ended before it began ({words}){tail}")
+                # The last line is the reason, which `why` shows, and no log of the phase has it.
+                before, _, last = tail.rpartition("\n")
+                words = f"it ended before it began ({words})" + (f": {last}" if last else "")
+                await self._give_up("failed", words + before)
             elif self._coordinator.leads.is_set():
                 await self._launch_again()
                 return False
