@@ -74,6 +74,7 @@ def test_run_stays_for_the_clean_up_of_a_failed_phase(desk: Desk) -> None:
     )
 
 
+@pytest.mark.scale
 def test_a_feature_runs_again_from_a_phase_on(desk: Desk, conn: Connection) -> None:
     plan = desk.plan("touch a; test ! -e b || exit 3", "test -e ok")
     assert desk.call("run", plan).returncode == 1
@@ -266,6 +267,7 @@ def test_an_interrupted_run_names_processes_that_it_leaves_running(
     assert statuses(conn) == {1: "running", 2: "queued"}
 
 
+@pytest.mark.scale
 def test_run_draws_a_tree_on_a_terminal(desk: Desk) -> None:
     gate = desk.gate()
     run = desk.start("run", desk.plan(f"cat {gate}", "true"), tty=True, NO_COLOR="1")
@@ -327,6 +329,7 @@ def test_a_stopped_serve_leaves_work_running_that_the_next_one_takes_over(
     assert "nothing is left running" in second.said
 
 
+@pytest.mark.scale
 def test_a_second_serve_stands_by_and_takes_over_when_the_first_is_stopped(
     desk: Desk, conn: Connection
 ) -> None:

@@ -365,6 +365,7 @@ def test_a_connection_that_is_lost_as_the_schema_is_checked_is_tried_again(
     serving.until("leading")
 
 
+@pytest.mark.scale
 def test_a_request_that_waits_when_the_server_is_stopped_is_answered(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:

@@ -50,6 +50,7 @@ async def test_a_new_schedule_is_planned_at_once_and_started_when_it_is_due(
         )
 
 
+@pytest.mark.scale
 async def test_two_coordinators_and_a_kill_between_start_each_due_time_once(
     dsn: str, conn: Connection, watch: Watch, tmp_path: Path
 ) -> None:

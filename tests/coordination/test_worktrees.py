@@ -89,6 +89,7 @@ async def test_a_conflict_fails_the_phase_before_its_command_runs(
     assert rows[3]["error_message"].startswith(f"{words}\nexited with status 69")
 
 
+@pytest.mark.scale
 async def test_a_resolver_is_not_run_for_a_phase_that_never_ran(
     dsn: str, watch: Watch, project: Path
 ) -> None:

@@ -63,6 +63,7 @@ async def attempt_of(watch: Watch) -> dict[str, Any]:
     return await watch.one("select * from pgcoord.attempt")
 
 
+@pytest.mark.scale
 async def test_a_job_runs_with_its_prompt_and_inputs_and_its_log_and_result_come_back(
     dsn: str, tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ async def test_a_log_is_copied_where_another_host_made_the_folder(
         await until_it_ends(folder / "log", "on\n")
 
 
+@pytest.mark.scale
 async def test_a_cancelled_job_gets_term_then_kill_and_then_its_slot_is_free(
     dsn: str, tmp_path: Path, pool: Pool
 ) -> None:

@@ -471,6 +471,7 @@ for i in range(number):
 """
 
 
+@pytest.mark.scale
 async def test_wherever_a_starter_is_killed_the_command_runs_once(
     make_run: MakeRun, tmp_path: Path
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_join_sees_the_work_of_all_its_prerequisites(repository: Repository) -
     assert repository.files("pgcoord/queue-1-4") == {"README", "one", "two", "three"}
 
 
+@pytest.mark.scale
 def test_a_conflict_is_told_before_the_command_runs(repository: Repository) -> None:
     left = repository.phase("queue-1-1", "echo left > README").result
     right = repository.phase("queue-1-2", "echo right > README").result
@@ -308,6 +309,7 @@ def leave_calls(repository: Repository, name: str, environment: Mapping[str, str
     return Path(counted["CALLS"]).read_text()
 
 
+@pytest.mark.scale
 def test_a_worktree_whose_making_or_removal_was_killed_is_made_anew(repository: Repository) -> None:
     calls = int(leave_calls(repository, "queue-1-1", {}))
     script = f"echo >> {repository.inputs}/runs; test -e README && echo > file"
@@ -546,6 +548,7 @@ def test_a_base_is_started_from_and_a_dirty_tree_is_told(repository: Repository)
     assert "uncommitted changes" in result.log
 
 
+@pytest.mark.scale
 def test_a_result_of_the_command_is_kept_beside_the_branch(repository: Repository) -> None:
     completed = repository.phase(
         "queue-1-1", """echo '{"summary": "done"}' > $PGCOORD_RESULT_FILE"""
@@ -607,6 +610,7 @@ def test_work_whose_result_is_a_failure_is_not_kept(repository: Repository) -> N
     assert repository.files("pgcoord/queue-1-1") == {"README"}
 
 
+@pytest.mark.scale
 def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Repository) -> None:
     branch = "pgcoord/feature-7"
     origin = repository.inputs / "origin"
@@ -694,6 +698,7 @@ def test_conflict_markers_are_no_resolution(repository: Repository) -> None:
     }
 
 
+@pytest.mark.scale
 def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
     """What was reported is part of the result, if the work is kept."""
     report = repository.inputs / "report.json"
@@ -785,6 +790,7 @@ def test_a_full_disk_loses_no_work_and_pays_nothing_twice(disk: Path) -> None:
     assert repository.phase("queue-1-2", "true").status == 0
 
 
+@pytest.mark.scale
 @pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not installed")
 def test_files_of_lfs_are_whole_in_the_worktree_and_kept(repository: Repository) -> None:
     repository.git("lfs", "install", "--local")
