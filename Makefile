@@ -33,7 +33,7 @@ lint: install ## check format and style
 types: install ## check types (mypy, strict)
 	$(BIN)/mypy
 
-test: install browser ## run the tests (4 to 9 minutes, by the speed of two cores)
+test: install ## run the tests of each rule (2 to 5 minutes, by the speed of two cores)
 	$(BIN)/pytest -q -n 4 --dist worksteal --durations 20 -m 'not scale'
 
 # The panel is tested in Debian's Chromium without a window, which takes half the processor time of the one with a window.
@@ -70,7 +70,7 @@ test-matrix: install ## run the tests on PostgreSQL 14 to 18: in containers, or 
 test-clients: install ## try pgcoord from clients of many languages (installs them into .clients, 200 MB)
 	$(BIN)/python tests/clients/run.py $(CLIENTS)
 
-test-scale: install browser prism ## run the tests that take minutes (15 to 20 minutes)
+test-scale: install browser prism ## run the tests with browsers, engines, or servers of their own (10 to 25 minutes)
 	$(BIN)/pytest -q -n 3 --dist worksteal --durations 20 -m scale
 
 test-ray: install ## run the tests of Ray Jobs on a real cluster (installs Ray, 400 MB, into .ray)

@@ -1,12 +1,12 @@
 """The command line: `pgcoord`, or `python -m pgcoord`.
 
-The only reader of arguments and environment. Errors come out as a line for people and an exit
-status (pgcoord.errors); a traceback is a fault of ours.
+The only reader of arguments and environment. Errors are printed as one line, with an exit status
+(pgcoord.errors); a traceback is a bug of pgcoord.
 """
 
 import gc
 
-# A tenth of the time of a short command goes into looking for garbage among what was just imported.
+# Garbage collection among the imported modules would take a tenth of the time of a short command.
 gc.set_threshold(50_000)
 
 import errno
@@ -33,8 +33,8 @@ _EXIT_STATUSES = """Exit status: 0 all went well; 1 a phase did not complete; 2 
 6 the database cannot be used; 7 something could not be started; 8 and 9 doctor found something;
 129, 130, 143 ended by a signal."""
 
-# The modules of commands, in the order of the help; and where the commands are that shall answer at
-# once: to import all, and to make parsers of them, takes a tenth of the time of `status`.
+# The modules of commands, in the order of the help, and the modules of frequent commands: importing
+# all modules takes a tenth of the time of `status`.
 _MODULES = (
     "starter",
     "reference",
@@ -104,12 +104,12 @@ def _flush() -> None:
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that is closed
                 raise
-            # Nobody reads any more; Python would try again at its end, and complain.
+            # The reader has closed the pipe; Python would write again at exit, and report an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _choose_time_zone() -> None:
-    """Have the database put times into words in the time zone of who reads them here."""
+    """Make the database format times in the time zone of this machine's user."""
     if "PGTZ" in os.environ:
         return
     zone = os.environ.get("TZ", "").removeprefix(":")

@@ -29,12 +29,12 @@ class Other:
 
 @dataclass(frozen=True)
 class Question:
-    """What the panel asks before an action on `{}`."""
+    """The question of the panel before an action on `{}`."""
 
     question: str
     button: str
     preview: str | None = None
-    """What `pgcoord.preview` calls the action; without it, `words` say what would change."""
+    """The name of the action for `pgcoord.preview`; without it, `words` describe the change."""
     words: str | None = None
     leave: str = "Leave it"
     other: Other | None = None
@@ -52,18 +52,18 @@ class Action:
     verb: str
     """The command, and the last part of the addresses of REST and panel."""
     summary: str
-    """What the description of the API says."""
+    """The summary in the API's description."""
     said: str
-    """The answer of the command, of {target}, {result} and {number}."""
+    """The output of the command, with {target}, {result} and {number}."""
     returns: Literal["status", "count", "feature", "nothing"] = "status"
-    """`feature`: the id of one that it has made."""
+    """`feature`: the id of a feature that it has created."""
     option: str | None = None
     """The option of the command that means this action, and not that of the verb alone."""
     question: Question | None = None
     operation: str | None = None
     """Method and path of the REST operation where they do not follow from scope and verb."""
     refused: bool = True
-    """Whether there is a state that does not allow it."""
+    """Whether some state does not permit it."""
     several: bool = False
     """Whether it is offered for several phases at once: `pgcoord.act_on_phases` does it then."""
 

@@ -1,4 +1,5 @@
-"""Where pgcoord's SQL and web files lie: inside the package in a wheel, beside it in a checkout."""
+"""The folders of pgcoord's SQL and web files: inside the package in a wheel, beside it in a
+checkout."""
 
 from pathlib import Path
 

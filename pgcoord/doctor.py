@@ -1,4 +1,4 @@
-"""Checks of an installation beyond what SQL can find.
+"""Checks of an installation that SQL cannot do.
 
 `pgcoord.checkup()` finds what tables and server settings show, also for psql and the panel. This
 module adds what needs a second connection or this machine: whether notifications arrive, the clock,
@@ -42,10 +42,10 @@ from pgcoord.runs import worktree
 from pgcoord.runs.slurm import Slurm
 from pgcoord.runs.templates import Commands
 
-# Seconds that a notification may take before every start of a phase is late by something to notice.
+# Seconds that a notification may take; a slower one delays every start of a phase noticeably.
 _SLOW = 0.1
 
-# How far the clocks may be apart: times on a screen are off by as much, deadlines are not.
+# The accepted difference of the clocks: times on a screen are off by as much, deadlines are not.
 _APART = timedelta(seconds=2)
 
 # Seconds that a statement waits for a lock; by then the session that holds it is known.
@@ -72,7 +72,8 @@ _DIRECT = (
 
 @dataclass(frozen=True)
 class Machine:
-    """What is examined beside the database: a configuration or its faults, and where runs go."""
+    """The parts of this machine to check: the configuration or its faults, and the folder of
+    runs."""
 
     configuration: Configuration | None
     faults: InvalidConfiguration | None
@@ -81,7 +82,7 @@ class Machine:
 
 
 async def examine(dsn: str, machine: Machine, *, probes: bool = False) -> list[Finding]:
-    """Look at everything, and return what was found, a finding for each kind.
+    """Run all checks, and return a finding for each kind.
 
     Takes a second more where notifications do not arrive, five where the server does not answer;
     with *probes*, which submits a job to each pool of an engine, as long as those take.
@@ -287,7 +288,7 @@ async def _checkup(dsn: str, conn: Connection) -> list[Finding]:
             finally:
                 holder.cancel()
     except WrongSchema:
-        return []  # told already: without our schema there is nothing to look at
+        return []  # reported already: without our schema there is nothing to check
     except DatabaseUnusable as error:
         remedy = error.hint or "grant it pgcoord_reader, pgcoord_client or pgcoord_coordinator"
         return [Finding("rights", "fail", message_of(error), remedy)]
@@ -359,7 +360,7 @@ def _reports(configuration: Configuration | None) -> Finding:
         return Finding("reports", "ok", "processes report to the server that starts them", None)
     try:
         with urlopen(f"{url}/healthz", timeout=_URL_TIMEOUT) as answer:
-            trouble = None if answer.read(10) == b"ok\n" else "something else answers"
+            trouble = None if answer.read(10) == b"ok\n" else "another program answers"
     except (OSError, HTTPException) as error:
         trouble = message_of(error).removeprefix("<urlopen error ").removesuffix(">")
     if trouble is None:
@@ -383,7 +384,7 @@ async def _runs_folder(dsn: str, machine: Machine) -> Path:
 
 
 def _disk(folder: Path) -> Finding:
-    # What this user may not look at counts as being on the disk of the folder above.
+    # A folder that this user may not read counts as being on the disk of the folder above.
     there = next(each for each in (folder, *folder.parents) if os.path.exists(each))
     disk = os.statvfs(there)
     if disk.f_flag & os.ST_RDONLY:

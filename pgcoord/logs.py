@@ -1,7 +1,7 @@
-"""What the program says about itself, on stderr: lines for people, or JSON for machines.
+"""The log of the program, on stderr: lines of text, or JSON for machines.
 
-The one rule: a record's fields are for machines (`extra={"fields": {…}}`), its message says the
-same to people, and neither ever holds a secret, a prompt or what a process has written.
+The one rule: a record's fields are for machines (`extra={"fields": {…}}`), its message has the same
+facts as text, and neither contains secrets, prompts or output of processes.
 """
 
 import json
@@ -25,10 +25,10 @@ _DATED = _Line("%(asctime)s  %(levelname)-7s  %(message)s", datefmt="%H:%M:%S")
 
 
 class _Stderr(logging.Handler):
-    """Writes to what stderr is at the moment: a live display puts lines above itself."""
+    """Writes to the current sys.stderr: a live display prints lines above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # A coordinator whose terminal is closed, or whose disk is full, has other work to finish.
+        # A closed terminal or a full disk must not stop a coordinator.
         with suppress(OSError):
             sys.stderr.write(f"{self.format(record)}\n")
 

@@ -51,8 +51,8 @@ def counted(number: int, noun: str, nouns: str | None = None) -> str:
 def shortened(text: str, most: int) -> str:
     """Return *text* itself, or its head and its tail, *most* characters at most without the note.
 
-    The note between them says how many characters were left out. The tail gets two thirds: what
-    went wrong is mostly said last.
+    The note between them says how many characters were left out. The tail gets two thirds, since
+    the cause of an error is mostly at the end.
     """
     left_out = len(text) - most
     if left_out <= 0:

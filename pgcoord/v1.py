@@ -372,7 +372,7 @@ def _value(value: Any) -> str | None:
 
 
 def _refuse_open(source: Path) -> None:
-    """Refuse a file that another process has open, as far as this system tells (Linux)."""
+    """Refuse a file that another process has open (checked on Linux only)."""
     try:
         status = source.stat()
     except OSError as error:

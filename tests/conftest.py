@@ -48,6 +48,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+# Fixtures that start more than Python and the server that all tests share: a browser, an engine, a
+# Postgres of the test's own. `make test` leaves out the tests that use one.
+_EXPENSIVE = frozenset(
+    {"browser", "slurm", "own_slurm", "kubernetes", "bare_desk", "make", "own_server", "pair"}
+    | {"prepares", "servers"}
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use an expensive fixture."""
+    for item in items:
+        if not _EXPENSIVE.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.scale)
+
+
 def pytest_collection_finish() -> None:
     """Spare the collector two thousand tests and their modules, which stay until the end."""
     gc.freeze()

@@ -1,4 +1,5 @@
-"""What `run --dry-run` prints: what would run, in which order, and with what. It starts nothing."""
+"""The output of `run --dry-run`: the commands that would run, in which order, with which
+settings."""
 
 import shutil
 from collections.abc import Iterator

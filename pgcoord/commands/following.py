@@ -1,7 +1,7 @@
 """`logs -f`: print what is appended to a log, attempt after attempt, until the phase ends.
 
-The database is read only when it has notified; the file is read four times a second. A module
-apart from `logs` so that plain `logs` does not pay for its imports.
+The database is read only when it has notified; the file is read four times a second. Separate from
+`logs`, so that plain `logs` does not import it.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """`run` and `serve` once database and configuration are ready: lead, watch, stop, print the rest.
 
-A module apart from `work` so that other commands do not pay for its imports.
+Separate from `work`, so that other commands do not import it.
 """
 
 import asyncio
@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 # Seconds to wait for the lead; after that we take it that another coordinator leads.
 _SETTLED = 1.0
 
-# Most seconds between two attempts while the database does not answer.
+# The most seconds between two connection attempts while the database does not answer.
 _MOST_BACKOFF = 1.0
 
-# Seconds that a stop may take; the end of processes that must not run takes up to twenty.
+# Seconds that a stop may take; ending processes that must not run takes up to twenty.
 _MOST_STOPPING = 25
 
 # Features that are named in one line.
@@ -436,7 +436,7 @@ def _interruptible(
             overdue.append(loop.call_later(_MOST_STOPPING, give_up, number))
 
     def give_up(number: int) -> None:
-        # psycopg waits without end for a server that is frozen; to be killed loses nothing.
+        # psycopg waits for ever for a frozen server; killing this process loses nothing.
         logger.error(
             "no clean stop within %d s, since the database does not answer: running processes"
             " continue, and 'pgcoord serve' takes them over",

@@ -1,7 +1,7 @@
 """Keeps the secrets of this process from its neighbours of the same user, such as phases.
 
-What a process was started with lies in its memory, and Linux shows it to every process of the same
-user, in /proc/PID/environ and /proc/PID/mem.
+The environment of a process is in its memory, and Linux shows it to every process of the same user,
+in /proc/PID/environ and /proc/PID/mem.
 """
 
 import os
@@ -13,10 +13,10 @@ _PR_SET_DUMPABLE = 4
 
 
 def close_memory() -> None:
-    """Close this process's memory, environment and open files to all but root, where Linux runs.
+    """On Linux, close this process's memory, environment and open files to all users but root.
 
-    Its core is not dumped then, and no debugger of the same user can attach. What it starts is not
-    affected: `exec` opens that again.
+    Its core is not dumped then, and no debugger of the same user can attach. Its child processes
+    are not affected: `exec` opens them again.
     """
     if sys.platform == "linux":
         import ctypes
@@ -27,7 +27,7 @@ def close_memory() -> None:
 def forget_variables(names: Iterable[str]) -> None:
     """Remove variables from this process's environment, and overwrite where they were.
 
-    For those that were read already, and are read by no library: so not PGPASSWORD.
+    For variables that were read already, and that no library reads: so not PGPASSWORD.
     """
     import ctypes
 

@@ -1,7 +1,6 @@
-"""The due times of a cron expression in a time zone.
-
-Across a change of the clocks as Debian's cron does: what is due at a fixed time runs once, also
-where that time does not exist or comes twice; what is due each hour or minute goes on evenly.
+"""The due times of a cron expression in a time zone. A change of the clocks is handled as by
+Debian's cron: a fixed time is due once, even if it does not exist or occurs twice; hourly or
+minutely times stay evenly spaced.
 """
 
 from collections.abc import Iterator
@@ -10,8 +9,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
-# How far back the latest due time is looked for, step by step: each step costs some hundred times
-# at most, however often something is due.
+# How far back to search for the latest due time, step by step: each step computes some hundred
+# times at most, however frequent they are.
 _BACK = (timedelta(hours=1), timedelta(days=2), timedelta(days=62), timedelta(days=732))
 
 

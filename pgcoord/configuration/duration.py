@@ -1,4 +1,4 @@
-"""Lengths of time as people write them in a plan or in pgcoord.toml."""
+"""Durations as people write them in a plan or in pgcoord.toml."""
 
 import re
 from datetime import timedelta

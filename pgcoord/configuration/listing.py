@@ -1,4 +1,4 @@
-"""What the commands of an engine print, and what `[pool.NAME]` says about it.
+"""Parsing the output of an engine's commands, as `[pool.NAME]` configures it.
 
 The one rule: a pattern, or a path such as `$.Jobs.*`, finds the jobs; nothing is guessed.
 """
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# What a command may hold, by the key of the pool.
+# The placeholders of each command, by the key of the pool.
 PLACEHOLDERS: Mapping[str, frozenset[str]] = {
     "submit": frozenset({"name", "script", "log", "folder"}),
     "list": frozenset(),
@@ -15,7 +15,7 @@ PLACEHOLDERS: Mapping[str, frozenset[str]] = {
     "kill": frozenset({"id"}),
 }
 
-# What is read of a job: as groups of a pattern, or as members in JSON.
+# The fields of a job: groups of a pattern, or members in JSON.
 FIELDS = frozenset({"id", "name", "state", "reason", "node", "exit"})
 _REQUIRED = ("id", "name", "state")
 
@@ -23,7 +23,7 @@ _STEP = re.compile(r"\.(\*|[^.\[\]*]+)|\[(\*|\d+)\]")
 
 
 def problems_of(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the keys of such a pool, each as `key: what is expected`."""
+    """Yield the faults of the keys of such a pool, each as `key: what is expected`."""
     for key in ("folder", "submit", "id", "list", "jobs", "waiting", "running", "cancel"):
         if key not in settings:
             yield f"{key}: missing; see examples/engines"

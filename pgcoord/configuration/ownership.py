@@ -1,7 +1,8 @@
-"""Whose files are used that nobody named: those found upward from the current folder, as git does.
+"""Ownership of files that were found upward from the current folder, not named by the user; as in
+git.
 
-Somebody else's pgcoord.toml in a folder above would choose which commands run as this user, and
-somebody else's .pgcoord/ would hold a database of theirs.
+Another user's pgcoord.toml in a folder above would choose the commands that run as this user, and
+another user's .pgcoord/ would be their database.
 """
 
 import grp

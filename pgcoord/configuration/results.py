@@ -10,7 +10,7 @@ from typing import Any
 
 from pgcoord.errors import CannotStart
 
-# Bytes of a file that may hold a result: what is too large for one is for the database to say
+# Bytes of a file that may have a result: the database decides whether a result is too large
 # (pgcoord_private.check_result), which counts the JSON as it stores it. That is 68 kB at most, and
 # three times as much where a file writes all characters as ASCII.
 FILE_LIMIT = 3 * 69_632
@@ -18,7 +18,7 @@ FILE_LIMIT = 3 * 69_632
 # The name of a placeholder, without its braces.
 NAME = re.compile(r"result\.(\d{1,9})\.([A-Za-z_][\w-]*)", re.ASCII)
 
-# In a prompt, other braces are text; doubled ones keep a placeholder as it is written.
+# In a prompt, other braces are text; doubled braces escape a placeholder.
 _IN_PROMPT = re.compile(r"\{\{(" + NAME.pattern + r")\}\}|\{(" + NAME.pattern + r")\}", re.ASCII)
 
 
@@ -53,7 +53,7 @@ def fill_prompt(prompt: str, values: Mapping[str, str]) -> str:
 
 
 def missing(name: str) -> str:
-    """Say which result the placeholder *name* lacks."""
+    """Return the error for a placeholder *name* without a result."""
     match = NAME.fullmatch(name)
     assert match is not None
     return f"phase {match[1]} has no result {match[2]!r}, or this phase does not depend on it"

@@ -268,10 +268,8 @@ class Coordinator:
         return False
 
     async def _leave_jobs_of_engines(self) -> None:
-        """End the supervision of the jobs of engines: whoever leads sees to them, on any host.
-
-        Only the leader hears that a job began or has to end. One that is being submitted is left
-        once that is over.
+        """End the supervision of the jobs of engines: the leader supervises them, on any host. Only
+        the leader is notified that a job began or has to end. A submission in progress ends first.
         """
         left_running = [
             each.task
@@ -293,9 +291,9 @@ class Coordinator:
     async def _lead(self) -> None:
         """Claim and attend until stopped or drained, then give the lead back.
 
-        Each round records the ends that lie ready, claims, reads what has changed, and waits. A
-        notification, or another end, at any point ends the next wait at once. Where something is
-        to be declared anew, the lead is kept.
+        Each round records the ends that are ready, claims, reads the changes, and waits. A
+        notification, or another end, at any point ends the next wait at once. To declare a changed
+        configuration, the loop restarts and keeps the lead.
         """
         await self._leadership.begin()
         await self.engines.declare(self._leadership.conn)
@@ -318,7 +316,8 @@ class Coordinator:
             if again:
                 again.cancel()
         self.leads.clear()
-        # A start may wait for a lock, or for an issue: whoever keeps the lead goes on without it.
+        # A start may wait for a lock, or for an issue: a coordinator that keeps the lead does not
+        # wait for it.
         until = _now() + _RETRY_AFTER
         while not all(supervised.recorded for supervised in self._supervised.values()):
             if not self._is_ending and _now() >= until:
@@ -356,7 +355,7 @@ class Coordinator:
         return None
 
     async def _go_rounds(self) -> None:
-        """Go round until drained, or until something is to be declared anew.
+        """Run rounds until drained, or until a changed configuration has to be declared.
 
         One awaitable for all rounds: tasks for each took seven turns of the event loop between a
         notification and its claim.
@@ -365,7 +364,7 @@ class Coordinator:
             await self._go_round()
 
     async def _go_round(self) -> None:
-        """Record ends and claim, attend to what has changed, and wait for a reason to go on."""
+        """Record ends and claim, handle the changes, and wait for the next reason for a round."""
         claimed = await self._claim()
         changed = self._leadership.take_changed()
         lead_checked_at = _now()
@@ -386,14 +385,14 @@ class Coordinator:
             self._schedules.wake()
         self._schedules.note_round()
         self._backoff.reset()  # only now: a server may accept connections but refuse to write
-        # What could be claimed right after a claim is not locked: that left it to another.
+        # A phase that is claimable right after a claim is not locked: that claim left it to another
+        # pass.
         if not (claimed and work.locked):
             await self._rest(work)
 
     async def _claim(self) -> bool:
-        """Record the ends that lie ready, claim eligible phases and supervise their attempts.
-
-        Return whether there were any phases.
+        """Record the ends that are ready, claim eligible phases and supervise their attempts.
+        Return whether any phase was claimed.
         """
         lead_checked_at = _now()
         try:
@@ -410,10 +409,9 @@ class Coordinator:
         return bool(assignments)
 
     async def _record_and_claim(self) -> list[Assignment]:
-        """Record the ends that lie ready, and return what was claimed in the same transaction.
-
-        A claim that could not be made with them is made after them. Raises `Locked` when another
-        session has locked the control row, `AnotherLeads` when this lead is over.
+        """Record the ends that are ready, and return the phases claimed in the same transaction. If
+        the claim failed there, claim again afterwards. Raises `Locked` when another session has
+        locked the control row, `AnotherLeads` when this lead is over.
         """
         conn, epoch = self._leadership.conn, self._leadership.epoch
         with self._ends.take() as batch:
@@ -435,8 +433,8 @@ class Coordinator:
     async def _claim_singly(self, error: Exception) -> list[Assignment]:
         """Claim after a claim that failed with *error*, perhaps because of one phase alone.
 
-        Such a phase, which a trigger of a client refuses, is set aside and holds up no others.
-        Raises *error* again when there is none.
+        Such a phase (a client's trigger may refuse it) is set aside, so that it does not delay the
+        others. Raises *error* again when there is none.
         """
         conn = self._leadership.conn
         assignments = await claims.claim_singly(conn, self._leadership.epoch)

@@ -33,7 +33,7 @@ class Handed:
 
 
 class Ends:
-    """The ends handed in, in order. Closed at first: nothing is accepted."""
+    """The queue of ends. Closed at first: no end is accepted."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         """Call *wake* when an end is handed in."""
@@ -42,7 +42,7 @@ class Ends:
         self._is_open = False
 
     def open(self) -> None:
-        """Accept ends from now on, which a loop must take."""
+        """Accept ends from now on; a loop must take them."""
         self._is_open = True
 
     def close(self) -> None:
@@ -65,7 +65,8 @@ class Ends:
 
     @contextmanager
     def take(self) -> Iterator[list[Handed]]:
-        """Yield the ends that wait, some at most; what the block does not settle is refused."""
+        """Yield the waiting ends, a limited number; those that the block does not resolve are
+        answered with None."""
         batch = [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
         try:
             yield batch

@@ -151,7 +151,8 @@ class Notices:
     async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> str:
         """Post in a thread, and cut its connection when that takes too long, or is cancelled.
 
-        A receiver that sends a byte now and then would hold the thread, and our end, for ever.
+        Otherwise a receiver that sends a byte now and then would block the thread, and the
+        shutdown, for ever.
         """
         post = _Post(Request(url, body, dict(headers), method="POST"))
         try:
@@ -175,7 +176,7 @@ def _secret(target: Notify, environment: Mapping[str, str]) -> str:
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """Takes a redirect as a refusal: what is signed for one receiver is sent to no other."""
+    """Treats a redirect as a refusal: a notice signed for one receiver must not reach another."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None

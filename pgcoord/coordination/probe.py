@@ -1,6 +1,6 @@
 """A test job in a pool, which describes the node that it runs on: `doctor --probe`.
 
-It is submitted, and reads its order, as the job of a phase is, but runs no command. It has no
+It is submitted, and reads its order, like the job of a phase, but runs no command. It has no
 attempt, and its name belongs to no installation, so no coordinator ends it.
 """
 
@@ -26,7 +26,7 @@ from pgcoord.messages import plain_files
 _JOB_TIMEOUT = 120.0
 _REPORT_TIMEOUT = 5.0
 
-# Seconds between two questions to the engine, and between two looks into the folder.
+# Seconds between two queries to the engine, and between two reads of the folder.
 _ASK = 1.0
 
 # How far a node's clock may be off: the times that it writes into logs are.
@@ -45,7 +45,7 @@ class _Answer:
 async def probe(
     engine: Engine, settings: Mapping[str, Any], url: str | None, environment: Mapping[str, str]
 ) -> list[Finding]:
-    """Submit a tiny job to *engine*, and return what it found; leave nothing behind.
+    """Submit a test job to *engine*, and return its findings; removes the job and its files.
 
     *settings*: the keys of its pool; *url*: where its jobs report. Takes two minutes at most.
     """
@@ -119,14 +119,14 @@ async def _probe(engine: Engine, order: Order, *, is_shared: bool) -> list[Findi
 async def _remove(engine: Engine, job: str) -> None:
     try:
         await engine.terminate(job)
-    except NotNow:  # said already, and it ends by itself
+    except NotNow:  # reported already, and it ends by itself
         return
 
 
 async def _message_of(
     engine: Engine, job: str, order: Order, *, is_shared: bool
 ) -> Mapping[str, Any] | None:
-    """Return what the job said: in the shared folder, else in its output."""
+    """Return the job's message, from the shared folder, else from its output."""
     try:
         if is_shared:
             text = await asyncio.to_thread(

@@ -49,7 +49,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Fact:
-    """An occurrence in an attempt, still to be recorded; *words* complete "attempt …"."""
+    """An event of an attempt that is not recorded yet; *words* complete "attempt …"."""
 
     attempt: Assignment
     words: str

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_AFTER = 10.0
 
-# Seconds between two looks at this machine's clock: while it is suspended, timers stand still.
+# Seconds between two checks of this machine's clock: timers stop while it is suspended.
 _LOOK_AT_CLOCK = 10.0
 
 
@@ -37,21 +37,22 @@ class Schedules:
         self._is_declared = False
 
     def declare(self) -> None:
-        """Declare the schedules of the configuration: it was read anew, or we now lead."""
+        """Declare the schedules of the configuration, after it was read again, or after taking the
+        lead."""
         self._is_declared = False
         self._woken.set()
 
     def wake(self) -> None:
-        """Look at the schedules at once: one was changed."""
+        """Check the schedules at once, after one was changed."""
         self._woken.set()
 
     def note_round(self) -> None:
-        """Look at the runs that wait, if there are any: a feature may have ended."""
+        """Check the waiting runs, if there are any: a feature may have ended."""
         if self._waits:
             self._woken.set()
 
     async def run(self) -> None:
-        """Start what is due, until the coordinator is stopped."""
+        """Start due schedules, until the coordinator is stopped."""
         while not self._coordinator.is_stopping:
             self._woken.clear()
             seconds: float | None = None
@@ -75,7 +76,7 @@ class Schedules:
                     await self._woken.wait()
 
     async def _look(self) -> float | None:
-        """Start what is due; return the seconds until something is, None without schedules."""
+        """Start due schedules; return the seconds until the next one, None without schedules."""
         execute, epoch = self._coordinator.execute_with_retry, self._coordinator.epoch
         if not self._is_declared:
             await self._declare(epoch)

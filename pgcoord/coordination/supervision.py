@@ -63,7 +63,7 @@ _SHORTAGES = (
 
 
 class Shortage(Exception):
-    """The machine lacks what a start needs; the attempt keeps its slot, and is tried again."""
+    """The machine lacks a resource for a start; the attempt keeps its slot, and is tried again."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Supervision:
         self._settings = coordinator.configuration.workflows.get(assignment.workflow)
         self._check: Check | None = None
         self._results: dict[str, str] = {}
-        # What the work is, whatever a further attempt at it is asked.
+        # Identifies the work, independent of the prompt of a further attempt.
         digested = f"{assignment.workflow}\0{assignment.prompt or ''}"
         self._work = hashlib.sha256(digested.encode("utf-8", "surrogatepass")).hexdigest()
         self._end_in: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -280,7 +280,7 @@ class Supervision:
         return [*program_of(worktree.__file__, travels=travels), *options_given, "--", *arguments]
 
     def _resolver_of(self, workflow: Workflow) -> Workflow | None:
-        """Return the workflow that has a try at the conflicts of *workflow*."""
+        """Return the workflow that tries to resolve the conflicts of *workflow*."""
         name = workflow.worktree and workflow.worktree.on_conflict
         return self._coordinator.configuration.workflows[name] if name else None
 
@@ -326,9 +326,9 @@ class Supervision:
     async def _take_spooled_report(self, result: claims.Result | None = None) -> str | None:
         """Submit the report that the workflow could not send, if there is one.
 
-        *result*: its result file, once its process is gone. What is reported in a worktree as a
-        success says only its result, once the work is kept: it may be killed before. Return why
-        the report cannot be used, which its sender did not hear; else None.
+        *result*: its result file, once its process is gone. In a worktree, a reported success only
+        supplies the result once the work is kept, since the process may be killed before that.
+        Return why the report cannot be used (its sender got no answer); else None.
         """
         assignment = self.assignment
         refused: CoordError | None = None
@@ -349,7 +349,9 @@ class Supervision:
             )
             assert answer is not None
             refused = TakenReport(**answer).refusal()
-            if isinstance(refused, InvalidInput):  # and it stays for whoever records the end
+            if isinstance(
+                refused, InvalidInput
+            ):  # and it stays for the coordinator that records the end
                 return f"the report that it left is refused: {refused}"
         except (NotSigned, InvalidInput) as error:
             refused = error
@@ -395,7 +397,7 @@ class Supervision:
         # Of an attempt that was taken over, another coordinator may have recorded that.
         noted_quiet = None if self.assignment.started else False
         while True:
-            silence = max(0.0, time.time() - (await self.job.last_written() or began))
+            silence = max(0.0, time.time() - (await self._last_written() or began))
             is_quiet = silence >= limit
             if is_quiet is not noted_quiet:
                 await self._coordinator.execute_with_retry(
@@ -408,6 +410,10 @@ class Supervision:
                 )
                 noted_quiet = is_quiet
             await asyncio.sleep(min(limit, _RECHECK) if is_quiet else limit - silence)
+
+    async def _last_written(self) -> float | None:
+        """Return when the job last wrote to its log, in seconds since 1970; None if unknown."""
+        return await self.job.last_written()
 
     async def _end_in_time(self) -> None:
         await asyncio.sleep(await self._end_in)
@@ -425,7 +431,7 @@ class Supervision:
 
     @property
     def _keeps_work(self) -> bool:
-        """Whether success is that the work is kept, which comes after what the command reports."""
+        """Whether success requires that the work is kept, after the command's own report."""
         return self._settings is not None and self._settings.worktree is not None
 
     @property
@@ -433,7 +439,8 @@ class Supervision:
         return self._settings.linger if self._settings else Workflow.linger
 
     def _set_by_phase(self, workflow: Workflow) -> dict[str, str]:
-        """Return the variables that the phase sets: whoever may insert it may not set any."""
+        """Return the variables that the phase sets: a client that may insert it may not set
+        arbitrary ones."""
         variables = self.assignment.environment or {}
         for name in variables:
             if not workflow.lets_phases_set(name):

@@ -23,7 +23,7 @@ from pgcoord.database._sql import (
 from pgcoord.database.rows import TakenReport
 from pgcoord.errors import ChangedMeanwhile, DatabaseUnusable, Refused
 
-# A digest of what people word of a phase: another one after each change.
+# A digest of the columns of a phase that people edit; it changes with each edit.
 WORDED = "md5(phase_data::text || depends_on_phases::text)"
 
 

@@ -1,4 +1,4 @@
-"""Statements of who follows what happens: the stream of events, and the figures of /metrics.
+"""Statements for followers of events: the event stream, and the figures of /metrics.
 
 The one rule: one Python function for each SQL function. (Apart from `reads`, which the command line
 imports: each class of rows takes time at its start.)

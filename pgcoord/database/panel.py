@@ -544,10 +544,8 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
 
 @dataclass(frozen=True)
 class EditablePhase:
-    """What people word of a phase.
-
-    `workflow`: the one that it names, None for the default one. `version`: another one after each
-    change of these.
+    """The columns of a phase that people edit. `workflow`: the one that it names, None for the
+    default one. `version` changes with each change of these.
     """
 
     queue_id: str
@@ -562,7 +560,7 @@ class EditablePhase:
 
 
 async def editable_phase(conn: Connection, queue_id: str) -> EditablePhase:
-    """Return what people word of a phase. Raises `NotFound`."""
+    """Return the columns of a phase that people edit. Raises `NotFound`."""
     row = await fetch_row(
         conn,
         EditablePhase,

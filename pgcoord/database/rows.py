@@ -1,7 +1,7 @@
-"""The rows that the SQL functions and views return to those who look, act and report.
+"""The rows that the SQL functions and views return to readers, actions and reports.
 
 The one rule: one dataclass for each type of row, its fields named and ordered as the columns. Those
-of a coordinator are in work.py: to make the classes takes a tenth of the time of `pgcoord status`.
+of a coordinator are in work.py: defining the classes takes a tenth of the time of `pgcoord status`.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class BoardPhase:
     """A phase as the board shows it.
 
     `since`: the time at which its state began. `waiting_for`: why it does not run, in words.
-    `skipped`: it was taken as completed without being run to its end.
+    `skipped`: it was marked as completed without being run to its end.
     """
 
     queue_id: str

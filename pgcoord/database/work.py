@@ -1,4 +1,5 @@
-"""The rows that the SQL functions return to a coordinator: what to do, and what became of it.
+"""The rows that the SQL functions return to a coordinator: its work, and the results of what it
+recorded.
 
 The one rule is that of rows.py.
 """

@@ -302,7 +302,7 @@ class Feed:
             except (psycopg.Error, DatabaseUnusable) as error:
                 reason = message_of(error)
                 logger.warning("events cannot be followed: %s", reason)
-                # What libpq adds in further lines is guesses.
+                # The further lines of libpq's message are guesses.
                 first = str(error).strip().partition("\n")[0].strip()
                 self._set_connected(live=False, reason=first)
                 await asyncio.sleep(backoff.next())

@@ -1,6 +1,6 @@
-"""POST /attempts/ID/begin and /exit: what the jobs of engines say, signed; SQL answers.
+"""POST /attempts/ID/begin and /exit: the signed requests of engines' jobs; SQL decides the answer.
 
-Any coordinator answers, whether it leads or not.
+Any coordinator answers, leading or not.
 """
 
 import logging

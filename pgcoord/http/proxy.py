@@ -43,7 +43,7 @@ class Proxied:
     def __init__(
         self, app: ASGIApp, behind: ASGIApp, trusted: tuple[str, ...], public_url: str | None
     ) -> None:
-        """Pass what the proxies *trusted* pass on to *behind*, anything else to *app*."""
+        """Pass requests of the proxies *trusted* to *behind*, all others to *app*."""
         self._app = app
         self._trusting = (
             ProxyHeadersMiddleware(cast(Any, behind), list(trusted)) if trusted else None

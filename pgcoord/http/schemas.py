@@ -59,7 +59,7 @@ _PHASE_MEMBERS = {
     "waiting_for": _MAYBE_TEXT,
     "result": {"type": ["object", "null"]},
     "gated": {"type": "boolean", "description": "It has a gate that nobody has approved."},
-    "skipped": {"type": "boolean", "description": "It was taken as completed without a run."},
+    "skipped": {"type": "boolean", "description": "It was marked as completed without a run."},
     "run_when": {"type": "string", "enum": list(RUN_WHEN)},
     "lock": _MAYBE_TEXT,
 }

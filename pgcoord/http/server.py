@@ -35,7 +35,7 @@ async def serving(
     config = uvicorn.Config(
         _compressing(proxied),
         http=partial(BoundedProtocol, limits, proxied.is_proxy),  # type: ignore[arg-type]
-        proxy_headers=False,  # see Proxied: uvicorn would believe every client of this machine
+        proxy_headers=False,  # see Proxied: uvicorn would trust every local client
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -1,7 +1,7 @@
 """Requests of an engine's job: to begin, and to report its exit status.
 
 They arrive by POST /attempts/ID/begin and /exit, or as files in the shared folder of the run. Each
-is signed by the secret of its attempt. A copy of a job begins only when the database permits it.
+is signed by the secret of its attempt. A copy of a job begins only if the database permits it.
 """
 
 import json
@@ -121,7 +121,7 @@ async def answer_exit(
 
 
 async def _checked(conn: Connection, attempt_id: int, signed: Signed, act: Act) -> dict[str, Any]:
-    """Return what a job says, once its signature was checked; record it when that is wrong."""
+    """Return the message of a job after checking its signature; record a wrong signature."""
     is_id = attempt_id <= _HIGHEST
     secret = await jobs.secret_of(conn, attempt_id) if is_id else None
     if secret is None:
@@ -137,7 +137,7 @@ async def _checked(conn: Connection, attempt_id: int, signed: Signed, act: Act) 
 
 
 def _shaped(message: Any, attempt_id: int, act: Act) -> dict[str, Any]:
-    """Return the members that are of use. Raises `WrongShape`."""
+    """Return the known members. Raises `WrongShape`."""
     schema = _SCHEMAS[act]
     violations = list(faults(message, schema))
     if not violations and message["attempt"] != attempt_id:
@@ -148,9 +148,8 @@ def _shaped(message: Any, attempt_id: int, act: Act) -> dict[str, Any]:
 
 
 def spooled_begins(folder: Path, attempt_id: int, secret: str) -> list[dict[str, Any]]:
-    """Return what copies of a job ask in the shared *folder* of their run, unanswered so far.
-
-    What is not signed by *secret*, or malformed, is left out. Blocks. Raises `OSError`.
+    """Return the unanswered requests of copies of a job in the shared *folder* of their run.
+    Requests that are malformed, or not signed by *secret*, are left out. Blocks. Raises `OSError`.
     """
     prefix, suffix = _BEGIN.split("{}")
     with_answer = {path.name for path in folder.glob(_ANSWER.format("*"))}
@@ -174,7 +173,7 @@ def answer_spooled(folder: Path, copy: str, refused: str | None) -> None:
 
 
 def spooled_exit(folder: Path, attempt_id: int, secret: str) -> dict[str, Any] | None:
-    """Return how the command of a job ended, as its copy says in *folder*; None if it does not.
+    """Return the end of a job's command that its copy reported in *folder*; None if there is none.
 
     Blocks. Never raises for a file that is malformed, or not signed by *secret*. Raises `OSError`
     when the folder cannot be read.

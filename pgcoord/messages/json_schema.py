@@ -10,7 +10,7 @@ Schema = Mapping[str, Any]
 
 HIGHEST_INTEGER = 2**31 - 1  # of Postgres' integer
 
-# Deeper is no plan and no report, and would exhaust the stack.
+# No plan or report is deeper, and parsing it would exhaust the stack.
 _DEEPEST = 100
 
 # The one `pattern` that is known here.

@@ -34,8 +34,8 @@ LIMIT = 262_144
 
 SCHEMA: Schema = {
     "type": "object",
-    "description": "What became of a phase. It names the phase by `queue_id`, or `adw_id`, or"
-    " `feature_id` with `phase_number`; what else is given has to fit.",
+    "description": "The outcome of a phase. It names the phase by `queue_id`, or `adw_id`, or"
+    " `feature_id` with `phase_number`; other given ids must agree.",
     "required": ["status"],
     "properties": {
         "status": {"type": "string", "enum": ["completed", "failed"]},
@@ -145,14 +145,14 @@ def spool(folder: Path, signed: Signed) -> None:
 
 
 def remove_spooled(folder: Path) -> None:
-    """Remove what was kept, if it is there: it was answered. Raises OSError."""
+    """Remove the kept report, if there is one, since it was answered. Raises OSError."""
     (folder / _SPOOLED).unlink(missing_ok=True)
 
 
 def spooled(folder: Path, secret: str) -> SpooledReport | None:
     """The report that is kept in the folder of a run, when *secret* signed it, however long ago.
 
-    Raises `NotSigned` when it did not, or `NotJson`, `WrongShape`, whatever lies there instead.
+    Raises `NotSigned`, `NotJson` or `WrongShape` for a file that is not such a report.
     """
     try:
         message_id, report = read_spooled(folder, _SPOOLED, secret, 4 * LIMIT)

@@ -30,7 +30,7 @@ class NotJson(InvalidInput):
 
 
 class WrongShape(InvalidInput):
-    """JSON that does not look as it should; `faults` holds every fault."""
+    """JSON that violates the schema; `faults` holds every fault."""
 
     def __init__(self, violations: Sequence[Fault]) -> None:
         super().__init__("; ".join(map(str, violations[:5])))
@@ -50,7 +50,7 @@ class Signed:
         return self.headers.get("webhook-id") or self.headers.get("x-github-delivery")
 
     def is_signed(self) -> bool:
-        """Whether it claims to be."""
+        """Whether it has the headers of a signature."""
         return any(name in self.headers for name in ("webhook-signature", "x-hub-signature-256"))
 
     def is_by(self, secret: str) -> bool:
@@ -84,7 +84,7 @@ def sign(secret: str, report: Mapping[str, object]) -> Signed:
 
 
 def sign_again(secret: str, signed: Signed) -> Signed:
-    """The same message, signed as of now: for another try."""
+    """The same message, signed as of now, for a retry."""
     return sign_body(secret, signed.body, signed.headers["webhook-id"])
 
 

@@ -117,7 +117,7 @@ def _heading(lines: list[str], phase: PlannedPhase) -> re.Match[str]:
 def _change_phase(
     phase: PlannedPhase, lines: list[str], changes: Changes, numbers: _Renumbering
 ) -> _Expected:
-    """Change *lines* as to one phase; return what is to be read from them then."""
+    """Apply the changes of one phase to *lines*; return its expected form afterwards."""
     number = numbers.new[phase.number]
     title = " ".join(changes.titles.get(phase.number, "").split()) or phase.title
     numbers_needed = set(changes.needs.get(phase.number, phase.depends_on)) & numbers.new.keys()

@@ -1,4 +1,5 @@
-"""Orders for nodes that share no folder with the coordinator: all that a job needs goes with it.
+"""Orders for nodes that share no folder with the coordinator: the job carries everything that it
+needs.
 
 The prompt and the inputs come with the answer that the job may begin; the result goes with its
 exit status.
@@ -21,7 +22,7 @@ def order_apart(order: Order, directory: str, *, secrets: bool = True) -> dict[s
     content = dict(order.content)
     prompt = str(order.folder / "prompt.md")
     environment: Mapping[str, str] = content["environment"]
-    # What was passed on is true of the coordinator's machine alone.
+    # Variables that were passed on describe the coordinator's machine only.
     content["environment"] = {
         name: value
         for name, value in environment.items()

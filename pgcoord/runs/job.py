@@ -141,7 +141,7 @@ def _trouble_at(url: str) -> str:
     request = urllib.request.Request(address, b"{}", {"content-type": "application/json"})
     try:
         with _opener.open(request, timeout=_TRY):
-            return f"something else answers at {address}"
+            return f"another program answers at {address}"
     except urllib.error.HTTPError as error:
         # The request is unsigned, so pgcoord refuses it, with a body that no other server sends.
         is_refusal = error.code in (401, 404) and "reason" in _json_of(error)
@@ -399,7 +399,7 @@ class Job:
                     answer: dict = json.loads(response.read(50_000_000))  # type: ignore[type-arg]
                     if answer.get("attempt") == self.order.attempt:
                         return answer
-                    raise _NotHeard(f"something else answers at {url}")
+                    raise _NotHeard(f"another program answers at {url}")
             except urllib.error.HTTPError as error:
                 refusal = _json_of(error)
                 if error.code == 401 and not is_last and self._set_clock(refusal.get("now")):

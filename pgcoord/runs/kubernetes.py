@@ -24,7 +24,7 @@ from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.runs.apart import order_apart
 
-# As plain objects: what a template says is sent as it is, also what lightkube does not know.
+# Plain objects: a template is sent unchanged, including fields that lightkube does not know.
 _Job: Any = create_namespaced_resource("batch", "v1", "Job", "jobs")
 _Pod: Any = create_namespaced_resource("", "v1", "Pod", "pods")
 _Secret: Any = create_namespaced_resource("", "v1", "Secret", "secrets")
@@ -37,11 +37,11 @@ _REQUEST_TIMEOUT = 30.0
 # Seconds after which the API ends a watch, and another one is begun.
 _WATCHED = 300
 
-# By which label our Jobs and pods are found, and that of a pod by which its Job is.
+# The label of our Jobs and pods, and the label of a pod with the name of its Job.
 _LABELS = {"app.kubernetes.io/managed-by": "pgcoord"}
 _JOB_OF_POD = ("batch.kubernetes.io/job-name", "job-name")
 
-# Where the order is in the container, and how long the API keeps a Job that has ended.
+# The path of the order in the container, and the seconds that the API keeps an ended Job.
 _MOUNT = "/pgcoord"
 _SECONDS_LISTED = 3600
 
@@ -64,7 +64,7 @@ def read_template(path: Path) -> dict[str, Any]:
 
 
 def manifest_of(template: Mapping[str, Any], order: Order, grace: float) -> dict[str, Any]:
-    """Return the Job of *order*: *template*, with what pgcoord has to be sure of."""
+    """Return the Job of *order*: *template*, with the fields that pgcoord requires."""
     job: dict[str, Any] = copy.deepcopy(dict(template))
     job.setdefault("apiVersion", "batch/v1")
     metadata = job.setdefault("metadata", {})
@@ -145,7 +145,7 @@ class Kubernetes:
         return order.name
 
     async def find(self) -> Mapping[str, list[ListedJob]]:
-        """List our Jobs, and our pods, which tell more."""
+        """List our Jobs and our pods; pods have more details."""
         async with self._asking("the API does not list Jobs") as client:
             jobs = [each.to_dict() async for each in client.list(_Job, labels=_LABELS)]
             pods = [each.to_dict() async for each in client.list(_Pod, labels=_LABELS)]

@@ -42,7 +42,7 @@ class LocalLauncher:
 
 @dataclass(eq=False)
 class _Growing:
-    """A log that a process writes to, and what was wrong with it when it was last looked at."""
+    """A log that a process writes to, and its fault at the last check."""
 
     log: Log
     trouble: str | None = None
@@ -62,7 +62,7 @@ class _Growing:
 class _LogLimiter:
     """Limits the logs of all jobs that run, in one thread, which lives while there are any.
 
-    The event loop has no part in it: a job of which nothing is heard costs it nothing.
+    The event loop is not involved: a silent job costs it nothing.
     """
 
     def __init__(self, size: int) -> None:

@@ -33,7 +33,7 @@ BEFORE = "… before it:"
 # Bytes of a `Part`.
 PART = 64_000
 
-# Something that makes a line look other than it was written.
+# Characters that change how a line is displayed.
 _REDRAWN = re.compile(rb"\x1b|\r(?!\n)")
 
 # Bytes at the end that are searched for the last line.
@@ -53,7 +53,7 @@ _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 _KEPT_END = 1_000_000
 
 
-# What a line says in which something goes wrong; and the like in which nothing does.
+# Words of lines that report an error; and similar words in harmless lines.
 _TROUBLE = re.compile(
     r"\b\w*(?:error|exception|fail(?:ed|ure)?|fatal|panic(?:ked)?|assert(?:ion)?|traceback)\b"
     r"|\b(?:cannot|denied|refused|not found|undefined|segmentation fault|killed|aborted)\b|^E\s",
@@ -173,9 +173,9 @@ class Log:
             runs = self.folder.parent.parent
             if not runs.exists():
                 raise NotFound(
-                    f"the folder of the runs is not there any more: {runs}",
-                    hint="Where it was moved, with its project: ask from there, or let 'folder' of"
-                    " [log] in pgcoord.toml name it.",
+                    f"the folder of the runs does not exist any more: {runs}",
+                    hint="If the project was moved, run the command there, or set 'folder' of"
+                    " [log] in pgcoord.toml.",
                 ) from error
             raise NotFound(f"nothing was written to {self.path}, or it was removed") from error
         except OSError as error:

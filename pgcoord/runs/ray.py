@@ -1,8 +1,8 @@
 """Ray Jobs: a job is a submission over the REST API of the head.
 
-A head that dies takes all jobs with it, and Ray shows everybody who reaches its dashboard what a
-job was given: so that is the secret of its attempt, which is worth nothing after its end, and no
-variable of the workflow. Nothing of Ray is imported.
+If the head dies, all jobs end, and Ray shows a job's environment to everybody who can open its
+dashboard: so that has only the secret of its attempt, which is useless after the end, and no
+variable of the workflow. Ray's Python package is not imported.
 """
 
 import asyncio

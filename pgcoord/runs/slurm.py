@@ -17,7 +17,7 @@ from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 from pgcoord.runs.templates import CommandOutput, run_command
 
-# How long what Slurm does not take now waits.
+# The wait before a job that Slurm does not take now is submitted again.
 _AGAIN = timedelta(seconds=30)
 
 # Variables that Slurm's commands need of ours; SBATCH_… are a site's defaults of its options.
@@ -31,8 +31,8 @@ _COLUMNS = "JobID:|,State:|,Reason:|,NodeList:|,exit_code:|,Name:"
 _WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})
 
-# What sbatch says when the controller has not answered in time: the job may have been taken. When
-# nobody listens at its address, it has not.
+# Messages of sbatch when the controller has not answered in time: the job may have been taken. If
+# nothing listens at its address, it was not.
 _UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Connection reset")
 _UNREACHABLE = ("Unable to contact", "Connection refused", "slurm_persist_conn", "munge")
 _FULL = (
@@ -71,7 +71,7 @@ class Slurm:
             "sbatch",
             "--parsable",
             *self._options,
-            # Ours come last, and win.
+            # Our options come last, and so override the others.
             f"--job-name={order.name}",
             "--no-requeue",
             f"--export-file={order.folder / _ENVIRONMENT}",
@@ -192,7 +192,8 @@ def _read(lines: str) -> Iterator[tuple[str, ListedJob]]:
             continue
         job, state, reason, nodes, status, name = parts
         if state in _WAITING:
-            yield name, ListedJob(job, EngineState.WAITING, reason)
+            words = state if reason == "None" else reason  # it has not looked at the job yet
+            yield name, ListedJob(job, EngineState.WAITING, words)
         elif state in _RUNNING:
             yield name, ListedJob(job, EngineState.RUNNING, state, nodes or None)
         else:

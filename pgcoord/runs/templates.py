@@ -20,7 +20,8 @@ from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 
-# Seconds for one command, and how long what an engine does not take now waits.
+# Seconds for one command, and the wait before a job that an engine does not take now is submitted
+# again.
 _COMMAND_TIMEOUT = 60.0
 _AGAIN = timedelta(seconds=30)
 
@@ -35,7 +36,7 @@ _WRAPPER = "job.py"
 
 
 class CommandOutput(NamedTuple):
-    """What a command said, and its exit status."""
+    """The output of a command, and its exit status."""
 
     status: int
     output: str
@@ -109,7 +110,9 @@ class Commands:
             refused = self._settings.get("refused")
             if refused and re.search(refused, answer.error + answer.output):
                 raise CannotStart(words)
-            raise NotNow(words, _AGAIN, certain=False)  # some say that they failed, and did not
+            raise NotNow(
+                words, _AGAIN, certain=False
+            )  # some engines report a failure although they took the job
         job_id = self._id_of(answer.output)
         if job_id is None:
             raise NotNow(f"there is no id in what {words}", _AGAIN, certain=False)
@@ -150,7 +153,7 @@ class Commands:
         """Return None: there is no command that streams changes."""
 
     async def _end(self, key: str, job: str) -> None:
-        # What it says of a job that has just ended is an error, too: the list tells what is left.
+        # It also fails for a job that has just ended: the list shows the remaining jobs.
         await run_command(self._command(key, {"id": job}), self._environment)
 
     def _command(self, key: str, values: Mapping[str, str]) -> list[str]:

@@ -39,7 +39,7 @@ select p.queue_id, p.feature_id, p.phase_number, p.phase_data ->> 'gate' as ques
 from public.phase_queue as p
 where p.gated and p.status = 'queued' and p.eligible_at is not null and not p.held;
 comment on view pgcoord.gate is
-    'Phases that wait for pgcoord.approve or pgcoord.reject: what is asked, and since when it could go on.';
+    'Phases that wait for pgcoord.approve or pgcoord.reject: the question, and since when.';
 
 -- Whether a phase is a gate that runs nothing: it names no workflow and has no prompt. Its approval completes it.
 -- (`only_asks` of pgcoord/plan/model.py says the same of a plan that is not stored yet.)
@@ -87,7 +87,7 @@ select f.pool, f.number
 from pgcoord.free_slot as f
     join pgcoord.slot as s on s.number = f.number and s.pool = f.pool
 where not s.draining and not exists (select from public.phase_queue as p where p.slot = f.number);
-comment on view pgcoord_private.vacant_slot is 'Slots that a claim can give to a phase, as far as pgcoord.free_slot knows.';
+comment on view pgcoord_private.vacant_slot is 'Free slots, from pgcoord.free_slot, in which a claim looks.';
 
 -- Take the phases that name these locks, which are held, out of the queue, so that each claim meets such a phase only once.
 -- Skips phases that this claim has locked itself.
@@ -189,7 +189,7 @@ where p.status in ('queued', 'blocked') and exists (select from pgcoord.coordina
     select from pgcoord_private.workflow_line as w where w.line = coalesce(p.workflow_type, '')
 ) and not (p.gated and pgcoord_private.only_asks(p.phase_data));
 comment on view pgcoord_private.stranded is
-    'Phases that cannot start until somebody changes something: a prerequisite that does not exist, a workflow that no coordinator knows.';
+    'Phases that cannot start without a change: a prerequisite does not exist, or no coordinator knows the workflow.';
 
 -- Phases whose last attempts were all returned, because a model did not answer or GitHub took no request: how often in a
 -- row, and since when.
@@ -203,4 +203,4 @@ where p.retry_at is not null and p.status = 'queued' and p.eligible_at is not nu
 )
 group by p.queue_id;
 comment on view pgcoord_private.postponed is
-    'Phases that wait for another try and use up no attempt: how often in a row that was so, and since when.';
+    'Phases whose last attempts were returned without using up an attempt: how often in a row, and since when.';

@@ -205,7 +205,7 @@ from pgcoord.unrecorded as u
     join pgcoord.attempt as a on a.id = u.attempt_id
 where a.exited_at is null;
 comment on view pgcoord_private.unrecorded_now is
-    'What happened to attempts and cannot be recorded yet, and who holds it up.';
+    'Events of attempts that cannot be recorded yet, and the session that holds the lock.';
 
 -- Claimable phases that a coordinator cannot claim: all if it waits for the control row or for slots, otherwise those that
 -- are locked by the transaction for which it waits.
@@ -218,4 +218,4 @@ from pgcoord_private.find_lock_waits() as w
             select awaited.xmax::text from public.phase_queue as awaited
             where w.lock like 'phase %' and awaited.queue_id = substr(w.lock, length('phase ') + 1) and awaited.xmax <> '0'
         ));
-comment on view pgcoord_private.locked_phase is 'Claimable phases that cannot be claimed because of a lock, and who holds it.';
+comment on view pgcoord_private.locked_phase is 'Claimable phases that cannot be claimed because of a lock, and the session that holds it.';

@@ -12,7 +12,7 @@ select p.feature_id, p.phase_number, p.queue_id, a.number as attempt, a.adw_id, 
 from public.phase_queue as p
     left join pgcoord.attempt as a using (queue_id)
 order by p.feature_id, p.phase_number, a.number;
-comment on view pgcoord.timeline is 'When each phase waited, was claimed, ran and ended; a row for each attempt.';
+comment on view pgcoord.timeline is 'The times of each phase: waiting, claimed, running, ended; a row for each attempt.';
 
 -- Whether a phase was marked as completed without being run to its end. (A gate that runs nothing is completed by its
 -- approval.)

@@ -113,7 +113,7 @@ from public.phase_queue as p
 where p.status not in ('queued', 'blocked')
 union all    -- it may have ended by now: no coordinator watches it
 select p.queue_id, p.feature_id, p.phase_number, -2, 'unwatched',
-    u.words || ': nobody watches its process, and it is shown as it was left', null
+    u.words || ': no coordinator watches its process, and this is its last known state', null
 from pgcoord_private.unwatched as u
     cross join public.phase_queue as p
 where p.slot is not null and not exists (
@@ -223,7 +223,7 @@ select p.queue_id, p.feature_id, p.phase_number, 11, 'empty',
     'says nothing of what is to be done: it has neither title nor prompt', null
 from public.phase_queue as p
 where p.status in ('queued', 'blocked', 'ready', 'running') and pg_column_size(p.phase_data) < 1000 and pgcoord_private.is_empty(p.phase_data);
-comment on view pgcoord.reasons is 'Why each phase is where it is: a row for each reason.';
+comment on view pgcoord.reasons is 'The reasons for the state of each phase: a row for each reason.';
 
 create or replace function pgcoord.why(p_queue_id text) returns table (kind text, words text, refers_to text)
 language plpgsql stable
@@ -246,7 +246,7 @@ begin
     order by r.rank, r.refers_to;
 end $$;
 comment on function pgcoord.why(text) is
-    'Why a phase is where it is: a row for each reason, most decisive first, with its kind, the words, and what it refers to.';
+    'The reasons for the state of a phase: a row for each reason, most decisive first, with its kind, the words, and the object that it refers to.';
 
 create or replace view pgcoord.waiting as
 select p.queue_id, p.feature_id, p.phase_number, pgcoord_private.title_of(p) as title, p.status, r.kind, r.words
@@ -270,4 +270,4 @@ select distinct on (feature_id, phase_number, queue_id) feature_id, phase_number
 from pgcoord.reasons
 where kind not in ('ready', 'running', 'completed', 'failed', 'cancelled', 'empty')
 order by feature_id, phase_number, queue_id, rank, refers_to;
-comment on view pgcoord_private.first_reason is 'What each phase waits for that does: the most decisive reason alone.';
+comment on view pgcoord_private.first_reason is 'Waiting phases, each with its most decisive reason.';

@@ -40,7 +40,7 @@ from public.planned_features as f
         from pgcoord.result as r where r.feature_id = f.id
     ) as spent;
 comment on view pgcoord.feature is
-    'Features with what follows from their phases: status (planned, in_progress, completed, cancelled) and counts.';
+    'Features with columns derived from their phases: status (planned, in_progress, completed, cancelled) and counts.';
 
 -- The phases that need a person, in features of which no phase runs or can start.
 create or replace view pgcoord_private.standstill as
@@ -64,7 +64,7 @@ where f.cancelled_at is null and not exists (
         ))
 )
 group by n.feature_id;
-comment on view pgcoord_private.standstill is 'Features that cannot go on until somebody does something, and what stops them.';
+comment on view pgcoord_private.standstill is 'Features that cannot proceed without a person, and the reason.';
 
 create or replace view pgcoord.board as
 select p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.status, p.slot,
@@ -103,7 +103,7 @@ from pgcoord.slot as s
     left join public.phase_queue as p on p.slot = s.number
     left join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt
 order by s.number;
-comment on view pgcoord.slots is 'The slots and what holds each.';
+comment on view pgcoord.slots is 'The slots, each with the phase that holds it.';
 
 -- A pool without a slot is shown, too.
 create or replace view pgcoord.pools as
@@ -114,7 +114,7 @@ from pgcoord.pool as o
 group by o.name, o.launcher, o.declared
 order by o.name <> 'local', o.name;
 comment on view pgcoord.pools is
-    'The pools: what starts their phases, how many may run at once and how many do. One that is not declared was taken out of the configuration.';
+    'The pools: launcher, number of slots, slots held. One that is not declared was removed from the configuration.';
 
 -- Of the last thousand attempts only: older runs are no measure, and this needs no index.
 create or replace view pgcoord.usual as
@@ -126,7 +126,7 @@ from (select * from pgcoord.attempt order by id desc limit 1000) as latest
 where outcome = 'completed' and started_at is not null
 group by workflow;
 comment on view pgcoord.usual is
-    'How long each workflow takes: half of the runs took the median or less, eight of ten between low and high.';
+    'The durations of each workflow: half of the runs took the median or less, eight of ten between low and high.';
 
 create or replace view pgcoord.attention as
 select n.kind, p.queue_id, p.feature_id, f.title as feature, p.phase_number, pgcoord_private.title_of(p) as title, p.status, n.since,
@@ -194,7 +194,7 @@ from (
     join public.planned_features as f on f.id = p.feature_id
 where f.cancelled_at is null;
 comment on view pgcoord.attention is
-    'Phases that need somebody: failed ones, such as cannot start, such as wait for an approval, such as write nothing for long, such as were given back again and again for an hour, such as run much longer than usual, and such as a lock of somebody''s holds up.';
+    'Phases that need a person: failed ones; and ones that cannot start, wait for an approval, write nothing for long, were returned again and again for an hour, run much longer than usual, or are delayed by another session''s lock.';
 
 -- In the order in which claims of a pool take them. (Before the first coordinator, all phases are in the queue of local.)
 -- The order is read from the index alone; the phases only as far as a LIMIT requires.
@@ -212,7 +212,7 @@ from (
     join public.planned_features as f on f.id = k.feature_id
 where not exists (select from pgcoord_private.stranded as s where s.queue_id = p.queue_id and s.kind = 'workflow' offset 0)
 order by k.priority, k.queue_position, k.feature_id, k.phase_number;
-comment on view pgcoord.line is 'Phases that wait for nothing but a slot, next first.';
+comment on view pgcoord.line is 'Phases that wait only for a slot, next first.';
 
 -- The numbers of waiting phases: for a slot, for other phases, for the end of a pause, for a retry time.
 create or replace view pgcoord.backlog as

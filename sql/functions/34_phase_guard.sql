@@ -172,7 +172,7 @@ end $$;
 
 -- Derive the row of a phase that leaves its slot. While its process is alive it keeps the slot: failed and cancelled then
 -- become a request to the coordinator (attempt.ending), which ends the process first and then sets the status.
--- settle_updated_phases refuses a completion that comes too late.
+-- follow_updated_phase refuses a completion that comes too late.
 -- Errors: PC002 for queued while the attempt is alive; PC004 for failed if another end was requested before.
 create or replace function pgcoord_private.leave_slot(p_old public.phase_queue, p_new public.phase_queue) returns public.phase_queue
 language plpgsql

@@ -1,5 +1,5 @@
--- Updated phases: one AFTER trigger on the statement writes the events, ends attempts, frees slots, resolves dependents and
--- notifies.
+-- Updated phases: an AFTER trigger on each row writes its event, ends its attempt, frees its slot, resolves its dependents
+-- and notifies; one on the statement does what depends on several of its rows.
 
 -- End the attempt of a phase that has left its slot, and delete a draining slot. Wakes the coordinator, with the attempt as
 -- the payload if its process may be alive. Returns true, so that it can be called in an assignment, which costs half of a
@@ -64,8 +64,82 @@ begin
     return true;
 end $$;
 
--- Log the transitions, end attempts, free slots, release or block dependents, wake the coordinator. Loops over the phases:
--- almost always there is one, and fifty thousand take less than a second. Old and new rows are joined by a full join, which
+-- The setting by which the row trigger tells the trigger of its statement that it has something to do. One for each depth of
+-- triggers: an UPDATE inside a trigger has its own.
+create or replace function pgcoord_private.settling() returns text
+language sql stable
+return 'pgcoord.settles_' || pg_trigger_depth();
+
+-- Log the transition of a phase, end its attempt, free its slot, resolve its dependents, wake the coordinator. A row trigger,
+-- since a step of a phase is three updates of one row each, and joining their transition tables took a twelfth of it.
+-- settle_updated_phases does what depends on all rows of the statement. What each step needs comes first, in few expressions:
+-- Postgres initialises each expression anew in every transaction. (Long: a call that took the row would read its prompt.)
+create or replace function pgcoord_private.follow_updated_phase() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_reason text;
+    v_left_slot smallint := case when new.slot is null then old.slot end;
+    v_silent boolean;    -- takes what functions return: an assignment costs half of a PERFORM
+begin
+    if new.status = 'queued' then
+        if not new.gated then
+            if new.eligible_at is not null and not new.held or new.status <> old.status
+                or new.depends_on_phases <> old.depends_on_phases
+            then
+                notify pgcoord_wake;
+            end if;
+        elsif new.eligible_at is not null and not new.held
+            and (old.eligible_at is null or old.status <> 'queued' or old.held or not old.gated)
+        then
+            perform pgcoord_private.ask_gate(new.queue_id);
+        end if;
+    end if;
+    if new.depends_on_phases <> old.depends_on_phases then
+        perform set_config(pgcoord_private.settling(), 'yes', true);
+    end if;
+    if new.status = old.status then
+        return null;
+    end if;
+
+    if current_setting('pgcoord.reason', true) <> '' then
+        v_reason := pgcoord_private.reason();
+    elsif new.error_message is not null
+        and (v_left_slot is not null and new.status <> 'completed' or new.error_message is distinct from old.error_message)
+    then
+        v_reason := new.error_message;
+    end if;
+    insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, to_status, attempt, actor, reason)
+    values ('phase_moved', new.feature_id, new.phase_number, new.queue_id, old.status, new.status, nullif(new.attempt, 0),
+        pgcoord_private.actor(), v_reason);
+    v_silent := pg_notify('pgcoord_event', new.feature_id::text) is null;
+    if new.status in ('ready', 'running') then
+        return null;
+    end if;
+
+    if v_left_slot is null or new.status <> 'completed' then    -- else only its dependents follow, one by one
+        perform set_config(pgcoord_private.settling(), 'yes', true);
+    end if;
+    if exists (select from pgcoord.notify_target) and new.status in ('completed', 'failed') then
+        perform pgcoord_private.note_event(case when new.status = 'failed' then 'failed' else 'finished' end,
+            v_reason, new.feature_id, new.phase_number, new.queue_id, nullif(new.attempt, 0));
+    end if;
+    if v_left_slot is not null then
+        v_silent := pgcoord_private.end_left_attempt(new.queue_id, new.attempt, new.status, new.error_message, v_left_slot);
+    elsif pgcoord_private.ended(new.status) and exists (select from pgcoord.schedule_run where outcome = 'waiting') then
+        notify pgcoord_wake;    -- ended by a person: a schedule may wait for the end of the feature
+    end if;
+    if new.issue_number is not null and (pgcoord_private.ended(new.status) or old.status in ('failed', 'cancelled')) then
+        perform pgcoord_private.leave_errand(new.queue_id, new.status, case when v_left_slot is not null then new.attempt end);
+    end if;
+    if new.status = 'completed' then
+        v_silent := pgcoord_private.release_dependents(new.feature_id, new.phase_number);
+    end if;
+    return null;
+end $$;
+
+-- Store changed edges, block or unblock dependents, count again what phases wait for that were queued again: what depends on
+-- all rows of a statement. Does nothing after a plain step (settling). Old and new rows are joined by a full join, which
 -- Postgres executes only by hashing or sorting: otherwise the cached plan of an update of one row would compare each row
 -- with each when the same session updates fifty thousand. (`is distinct from`: a strict condition would let the planner
 -- reduce it to a plain join.) (Long, since only the trigger's own function sees new_rows and old_rows.)
@@ -75,15 +149,11 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v record;
-    v_wakes boolean := false;
     v_edge_features integer[];    -- of phases whose dependencies changed: all edges of a statement count at once
     v_edge_phases integer[];
     v_again_features integer[];    -- of phases queued again: counted while the statement was still completing others
     v_again_phases integer[];
     v_completes boolean := false;
-    v_ended boolean;
-    v_silent boolean;
-    v_reason text;
     v_features integer[];    -- of phases whose dependents are to be blocked or unblocked
     v_phases integer[];
     v_cause text;
@@ -92,48 +162,23 @@ declare
     v_redo_features integer[];    -- of phases queued again with run_when "failed"
     v_redo_phases integer[];
 begin
+    if coalesce(current_setting(pgcoord_private.settling(), true), '') = '' then
+        return null;
+    end if;
+    perform set_config(pgcoord_private.settling(), '', true);
     for v in
-        select n.queue_id, n.feature_id, n.phase_number, n.status, o.status as was, n.attempt, n.error_message,
-            o.error_message as old_error, n.depends_on_phases <> o.depends_on_phases as edges_changed,
-            case when n.slot is null then o.slot end as left_slot, n.gated, n.run_when,
-            n.gated and n.status = 'queued' and n.eligible_at is not null and not n.held
-                and (o.eligible_at is null or o.status <> 'queued' or o.held or not o.gated) as asks,
-            n.issue_number
+        select n.feature_id, n.phase_number, n.status, o.status as was, n.run_when,
+            n.depends_on_phases <> o.depends_on_phases as edges_changed
         from new_rows as n full join old_rows as o on o.queue_id = n.queue_id
         where n.status is distinct from o.status or n.depends_on_phases is distinct from o.depends_on_phases
-            or n.status = 'queued' and n.eligible_at is not null and not n.held
     loop
-        v_wakes := v_wakes or v.status = 'queued' and not v.gated;
-        if v.asks then
-            perform pgcoord_private.ask_gate(v.queue_id);
-        end if;
         if v.edges_changed then
             v_edge_features := v_edge_features || v.feature_id;
             v_edge_phases := v_edge_phases || v.phase_number;
         end if;
         continue when v.status = v.was;
-
-        v_reason := coalesce(pgcoord_private.reason(), case
-            when v.left_slot is not null and v.status <> 'completed' or v.error_message is distinct from v.old_error
-                then v.error_message end);
-        insert into pgcoord.event (kind, feature_id, phase_number, queue_id, from_status, to_status, attempt, actor, reason)
-        values ('phase_moved', v.feature_id, v.phase_number, v.queue_id, v.was, v.status, nullif(v.attempt, 0), pgcoord_private.actor(),
-            v_reason);
-        v_silent := pg_notify('pgcoord_event', v.feature_id::text) is null;
-        if v.status in ('completed', 'failed') and exists (select from pgcoord.notify_target) then
-            perform pgcoord_private.note_event(case when v.status = 'failed' then 'failed' else 'finished' end,
-                v_reason, v.feature_id, v.phase_number, v.queue_id, nullif(v.attempt, 0));
-        end if;
-        if v.left_slot is not null then
-            v_ended := pgcoord_private.end_left_attempt(v.queue_id, v.attempt, v.status, v.error_message, v.left_slot);
-        elsif pgcoord_private.ended(v.status) then    -- by a person: a schedule may wait for the end of the feature
-            v_wakes := v_wakes or exists (select from pgcoord.schedule_run where outcome = 'waiting');
-        end if;
-        if v.issue_number is not null and (pgcoord_private.ended(v.status) or v.was in ('failed', 'cancelled')) then
-            perform pgcoord_private.leave_errand(v.queue_id, v.status, case when v.left_slot is not null then v.attempt end);
-        end if;
         if v.status = 'completed' then
-            v_completes := pgcoord_private.release_dependents(v.feature_id, v.phase_number);
+            v_completes := true;
         elsif v.status = 'queued' and v.was <> 'blocked' then
             v_again_features := v_again_features || v.feature_id;
             v_again_phases := v_again_phases || v.phase_number;
@@ -172,9 +217,6 @@ begin
     end if;
     if v_redo_features is not null then
         perform pgcoord_private.skip_unneeded(v_redo_features, v_redo_phases);
-    end if;
-    if v_wakes then
-        notify pgcoord_wake;
     end if;
     return null;
 end $$;

@@ -55,7 +55,7 @@ begin atomic
     returning *;
 end;
 comment on function pgcoord.add_feature(text, text, bigint, text[], numeric, text, bigint) is
-    'Insert a feature; its row comes back, with the id that add_phase takes.';
+    'Insert a feature; returns its row, with the id that add_phase takes.';
 
 -- Refuse (23505, as an INSERT does) a phase that exists already.
 create or replace function pgcoord_private.check_number_is_free(p_feature_id bigint, p_phase_number bigint) returns void
@@ -85,7 +85,7 @@ begin atomic
     returning *;
 end;
 comment on function pgcoord.add_phase(bigint, bigint, bigint[], jsonb, bigint, text, timestamptz) is
-    'Insert a phase that comes after the phases of these numbers: select * from pgcoord.add_phase(104, 3, array[1, 2], ''{"title": "…"}''). Its row comes back.';
+    'Insert a phase that comes after the phases of these numbers: select * from pgcoord.add_phase(104, 3, array[1, 2], ''{"title": "…"}''). Returns its row.';
 
 create or replace function pgcoord.store_feature(p_feature jsonb) returns integer
 language plpgsql
@@ -170,7 +170,7 @@ begin
     return (select version from pgcoord.feature where id = p_feature_id);
 end $$;
 comment on function pgcoord.change_feature(bigint, jsonb, text) is
-    'Change what is given of a feature: title, description, item_type, priority, estimated_hours, max_cost_usd, tags, phases (the plan, while none is queued); returns its new version.';
+    'Change the given members of a feature: title, description, item_type, priority, estimated_hours, max_cost_usd, tags, phases (the plan, while none is queued); returns its new version.';
 
 -- The columns from which a feature is planned, and its version, which change_feature takes. Refuse (PC002) a feature whose
 -- phases are queued.
@@ -253,7 +253,7 @@ begin
     return v_inserted;
 end $$;
 comment on function pgcoord.execute_feature(bigint) is
-    'Queue the phases of the stored plan; returns how many. A second time changes nothing and returns 0.';
+    'Queue the phases of the stored plan; returns their number. A second call changes nothing and returns 0.';
 
 create or replace function pgcoord.feature_object(p_feature_id bigint) returns jsonb
 language plpgsql stable
@@ -274,4 +274,4 @@ begin
     return v_feature || jsonb_build_object('phases', v_phases);
 end $$;
 comment on function pgcoord.feature_object(bigint) is
-    'A feature with its phases as one JSON object, which submit_feature takes: the planned phases, once they are queued with how each stands.';
+    'A feature with its phases as one JSON object, which submit_feature takes: the planned phases, or the queued ones with their states.';

@@ -26,7 +26,7 @@ begin
     return v_phase;
 end $$;
 comment on function pgcoord.retry_phase(text, text) is
-    'Queue a failed or cancelled phase again with its full number of attempts; one that waits for its retry time goes at once.';
+    'Queue a failed or cancelled phase again with its full number of attempts; one that waits for its retry time is queued at once.';
 
 create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text) returns public.phase_queue
 language plpgsql
@@ -49,7 +49,7 @@ begin
     return v_phase;
 end $$;
 comment on function pgcoord.skip_phase(text, text) is
-    'Take a phase that does not run as completed: its dependents go on. One that is completed stays as it is.';
+    'Mark a phase that does not run as completed: its dependents can run. A completed one is left unchanged.';
 
 create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text) returns public.phase_queue
 language plpgsql
@@ -66,7 +66,7 @@ begin
     return v_phase;
 end $$;
 comment on function pgcoord.cancel_phase(text, text) is
-    'Give a phase up; what depends on it is blocked. A running one keeps its slot until its process has been ended.';
+    'Cancel a phase; its dependents are blocked. A running phase keeps its slot until its process has ended.';
 
 -- Cancel a phase and all phases that depend on it, directly or indirectly.
 -- Locks: the feature, then its phases.
@@ -92,7 +92,7 @@ begin
     return v_cancelled;
 end $$;
 comment on function pgcoord.cancel_branch(text, text) is
-    'Give up a phase and everything that depends on it, directly or not, unless completed; returns how many phases. Running ones are ended first.';
+    'Cancel a phase and all its direct and indirect dependents that are not completed; returns the number of phases. Running ones are ended first.';
 
 -- Refuse (PC002) to approve or reject a phase that does not wait for approval.
 create or replace function pgcoord_private.check_asked(p_phase public.phase_queue) returns void
@@ -139,7 +139,7 @@ begin
     return v_phase;
 end $$;
 comment on function pgcoord.approve(text, text) is
-    'Let a phase go on that asks for it (phase_data ->> gate) and whose prerequisites are completed. One that names no workflow and has no prompt is completed. One that was approved stays so.';
+    'Approve a phase that waits for approval (phase_data ->> gate). One without workflow and prompt is completed. An approved one is left unchanged.';
 
 create or replace function pgcoord.reject(p_queue_id text, p_reason text default null) returns public.phase_queue
 language plpgsql
@@ -157,7 +157,7 @@ begin
     return v_phase;
 end $$;
 comment on function pgcoord.reject(text, text) is
-    'Say no to a phase that asks for approval: it is cancelled, and what depends on it blocked. A retry asks again.';
+    'Reject a phase that waits for approval: it is cancelled, and its dependents are blocked. A retry asks again.';
 
 create or replace function pgcoord.set_priority(p_queue_id text, p_priority bigint) returns public.phase_queue
 language plpgsql
@@ -175,7 +175,7 @@ begin
     return v_phase;
 end $$;
 comment on function pgcoord.set_priority(text, bigint) is
-    'Change the place in line of a phase: lower runs earlier (10 urgent, 50 usual, 90 background).';
+    'Change the priority of a phase: lower numbers run earlier (10 urgent, 50 usual, 90 background).';
 
 create or replace function pgcoord.cancel_feature(p_feature_id bigint, p_reason text) returns integer
 language plpgsql
@@ -191,7 +191,7 @@ begin
     return v_phases;
 end $$;
 comment on function pgcoord.cancel_feature(bigint, text) is
-    'Give a feature up: its waiting phases are cancelled, its running ones ended; returns how many that were.';
+    'Cancel a feature: its waiting phases are cancelled, its running ones ended; returns the number of these phases.';
 
 -- Pause everything, or one feature: no further phase is claimed; running phases continue.
 create or replace function pgcoord.pause(p_feature_id bigint default null, p_reason text default null) returns timestamptz
@@ -211,7 +211,7 @@ begin
     return (select paused_at from pgcoord.control);
 end $$;
 comment on function pgcoord.pause(bigint, text) is
-    'Pause one feature, or without an id everything: nothing new is claimed, what runs goes on; returns since when it is paused.';
+    'Pause one feature, or without an id everything: no further phase is claimed, running phases continue; returns since when it is paused.';
 
 create or replace function pgcoord.resume(p_feature_id bigint default null) returns boolean
 language plpgsql
@@ -243,7 +243,7 @@ begin
     return false;
 end $$;
 comment on function pgcoord.resume(bigint) is
-    'Resume one feature, or without an id what was paused as a whole; returns whether it was paused. Features that were paused by themselves stay so.';
+    'Resume one feature, or without an id everything that was paused as a whole; returns whether it was paused. Features that were paused by their id stay paused.';
 
 -- Set the budget of a feature: the feature is paused if it is spent, and resumed if only the old budget had paused it.
 create or replace function pgcoord.set_budget(p_feature_id bigint, p_max_cost_usd double precision default null) returns boolean
@@ -262,7 +262,7 @@ begin
     return (select paused_at is not null from public.planned_features where id = p_feature_id);
 end $$;
 comment on function pgcoord.set_budget(bigint, double precision) is
-    'Say what a feature may cost, in US dollars; null takes the limit away. Once it is spent the feature is paused, and resumed with more; returns whether it is paused now.';
+    'Set the budget of a feature, in US dollars; null removes it. Once it is spent the feature is paused; a higher budget resumes it. Returns whether it is paused now.';
 
 -- Set the number of slots of a pool. Raising it first takes draining slots back. Lowering it ends no phase: free surplus
 -- slots are deleted at once; held ones drain, and are deleted when they are released or with the next claim.
@@ -320,7 +320,7 @@ begin
     return p_slots;
 end $$;
 comment on function pgcoord.set_slots(bigint, text) is
-    'Let n phases of a pool (local, unless another one is named) run at once. Lowering ends nothing: surplus phases run to their end and are not replaced.';
+    'Set the number of phases of a pool (by default local) that run at once. Lowering it ends no phase: surplus phases run to their end and are not replaced.';
 
 -- Features that were finished (completed or cancelled) longer ago than p_older_than.
 create or replace function pgcoord_private.finished_features(p_older_than interval) returns setof integer
@@ -363,7 +363,7 @@ begin
     return coalesce(cardinality(v_ids), 0);
 end $$;
 comment on function pgcoord.prune(interval) is
-    'Remove features that were finished (completed or cancelled) that long ago, with their phases, attempts and events; returns how many.';
+    'Remove features that were finished (completed or cancelled) longer ago than this, with their phases, attempts and events; returns their number.';
 
 -- An untyped literal such as '30' resolves to this function; as an interval it would be 30 seconds.
 -- Errors: PC005 for a text that is not an interval, and for a number without a unit, except 0.
@@ -390,4 +390,4 @@ begin
     return pgcoord.prune(v_older_than);
 end $$;
 comment on function pgcoord.prune(text) is
-    'As prune of an interval, which has to have a unit: 90 days, or 0 for all.';
+    'As prune of an interval, but requires a unit: 90 days, or 0 for all.';

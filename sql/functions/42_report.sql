@@ -85,7 +85,7 @@ begin
     return pgcoord_private.report_phase(p_queue_id, 'completed', null, p_adw_id);
 end $$;
 comment on function pgcoord.complete_phase(text, text) is
-    'Report a ready or running phase as completed: its slot is free and its dependents go on at once. A repeat changes nothing. With adw_id only if that attempt is the current one.';
+    'Report a ready or running phase as completed: its slot is free and its dependents can run at once. A repeated report changes nothing. With adw_id only if that attempt is the current one.';
 
 create or replace function pgcoord.fail_phase(p_queue_id text, p_error text, p_adw_id text default null)
 returns public.phase_queue

@@ -197,7 +197,7 @@ begin
     return pgcoord_private.store_result(v_attempt.id, p_result);
 end $$;
 comment on function pgcoord.set_result(text, jsonb, text) is
-    'Store a result of a phase''s latest attempt, or add keys to it: a JSON object of 64 kB at most, which phases that depend on it get. With adw_id only if that attempt is the current one.';
+    'Store a result of a phase''s latest attempt, or add keys to it: a JSON object of 64 kB at most, which its dependents get. With adw_id only if that attempt is the current one.';
 
 -- The inputs of a phase: the results of its direct and indirect prerequisites, by number. Only results of attempts that
 -- completed their phase: the result of a failed attempt is no input, even if the phase was skipped afterwards.
@@ -237,4 +237,4 @@ from pgcoord.result as r
     join public.phase_queue as p on p.queue_id = a.queue_id
 group by p.feature_id, a.workflow;
 comment on view pgcoord.costs is
-    'What each feature has cost by workflow, as the results of all attempts say, also of those that failed.';
+    'The cost of each feature by workflow, from the results of all attempts, including failed ones.';

@@ -68,7 +68,7 @@ begin
     order by p.feature_id, p.phase_number, named.id;
 end $$;
 comment on function pgcoord.act_on_phases(text, text[], text, bigint) is
-    'Do retry, skip, cancel, approve, reject, priority or cancel_branch to several phases in one transaction. Returns each with its state now, and why it was refused, if it was: that one stays as it is.';
+    'Perform retry, skip, cancel, approve, reject, priority or cancel_branch on several phases in one transaction. Returns each with its new state, or why it was refused: a refused phase is unchanged.';
 
 -- The living attempts of features for which an end was requested.
 create or replace function pgcoord_private.endings_of(p_feature_ids integer[]) returns table (id bigint, ending text)
@@ -172,7 +172,7 @@ begin
     from pgcoord_private.look_ahead(p_action, p_feature_id, array[p_queue_id], null, false) as a;
 end $$;
 comment on function pgcoord.preview(text, bigint, text) is
-    'What retry, skip, cancel, approve, reject or cancel_branch of a phase, or cancel_feature, would change, phase by phase; nothing is changed.';
+    'Preview of retry, skip, cancel, approve, reject or cancel_branch of a phase, or of cancel_feature: the changes, phase by phase; nothing is changed.';
 
 create or replace function pgcoord.preview_several(p_action text, p_queue_ids text[], p_priority bigint default null)
 returns table (queue_id text, feature_id integer, phase_number integer, title text, from_status text, to_status text, words text)
@@ -181,4 +181,4 @@ security definer set search_path = pg_catalog, pg_temp as $$
     select * from pgcoord_private.look_ahead(p_action, null, p_queue_ids, p_priority, true);
 $$;
 comment on function pgcoord.preview_several(text, text[], bigint) is
-    'What act_on_phases would change, phase by phase; nothing is changed. One that would be refused has no to_status, and its words say why; one that does not exist has nothing else.';
+    'Preview of act_on_phases: the changes, phase by phase; nothing is changed. A phase for which it would be refused has no to_status, and its words say why; one that does not exist has only these.';

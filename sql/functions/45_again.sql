@@ -100,4 +100,4 @@ begin
     return pgcoord_private.copy_feature(v_phase.feature_id, v_phase.phase_number);
 end $$;
 comment on function pgcoord.again_from(text) is
-    'Queue a copy of the feature of a phase; what is completed, but this phase and what depends on it, is taken over with its results. Returns the id of the copy.';
+    'Queue a copy of the feature of a phase; completed phases are copied with their results, except this phase and its dependents. Returns the id of the copy.';

@@ -194,7 +194,7 @@ begin
     perform pgcoord_private.note_refused_begin(p_attempt_id, 'a job asked to begin with another secret');
 end $$;
 comment on function pgcoord.begin_attempt(bigint, text, text, text, text) is
-    'The first act of a job: ask whether this copy of it may begin. Where code is not null it must run nothing; reason says why.';
+    'The first call of a job: ask whether this copy of it may begin. If code is not null it must run nothing; reason says why.';
 
 create or replace function pgcoord.exit_attempt(
     p_attempt_id bigint, p_secret text, p_copy text, p_exit_code integer, p_log_tail text default null,
@@ -214,4 +214,4 @@ begin
     hint := 'Only the job of an attempt says how it ended.';
 end $$;
 comment on function pgcoord.exit_attempt(bigint, text, text, integer, text) is
-    'The last act of a job: say with which status its command ended (128 + n after signal n). A repeat changes nothing.';
+    'The last call of a job: report the exit status of its command (128 + n after signal n). A repeated call changes nothing.';

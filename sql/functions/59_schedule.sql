@@ -193,7 +193,7 @@ begin
     );
 end $$;
 comment on function pgcoord.feature_plan(bigint) is
-    'A feature with its phases as submit_feature and add_schedule take it, without what has become of them.';
+    'A feature with its phases as submit_feature and add_schedule take it, without their states.';
 
 create or replace function pgcoord.add_schedule(
     p_name text, p_cron text, p_feature jsonb, p_timezone text default null, p_overlap text default null, p_missed text default null
@@ -216,7 +216,7 @@ begin
     return v_schedule;
 end $$;
 comment on function pgcoord.add_schedule(text, text, jsonb, text, text, text) is
-    'Queue a feature again and again: select pgcoord.add_schedule(''nightly'', ''0 3 * * *'', pgcoord.feature_plan(7), ''Europe/Berlin'').';
+    'Create a schedule that queues a feature regularly: select pgcoord.add_schedule(''nightly'', ''0 3 * * *'', pgcoord.feature_plan(7), ''Europe/Berlin'').';
 
 -- Lock a schedule for an action.
 -- Errors: PC001 when there is none.
@@ -267,7 +267,7 @@ begin
     return v_schedule;
 end $$;
 comment on function pgcoord.change_schedule(text, jsonb) is
-    'Change what is given of a schedule: {"cron", "timezone", "feature", "overlap", "missed"}; what runs goes on as it is.';
+    'Change the given members of a schedule: {"cron", "timezone", "feature", "overlap", "missed"}; features that it has queued do not change.';
 
 create or replace function pgcoord.pause_schedule(p_name text, p_reason text default null) returns timestamptz
 language plpgsql
@@ -281,7 +281,7 @@ begin
     return v_schedule.paused_at;
 end $$;
 comment on function pgcoord.pause_schedule(text, text) is
-    'Have a schedule start nothing until it is resumed; what it has started goes on. Returns since when.';
+    'Pause a schedule: it starts nothing until it is resumed; features that it has queued continue. Returns since when.';
 
 create or replace function pgcoord.resume_schedule(p_name text) returns boolean
 language plpgsql
@@ -296,7 +296,7 @@ begin
     return true;
 end $$;
 comment on function pgcoord.resume_schedule(text) is
-    'Have a schedule start its feature again, from the next due time on; returns whether it was paused.';
+    'Resume a schedule, from its next due time on; returns whether it was paused.';
 
 create or replace function pgcoord.delete_schedule(p_name text) returns pgcoord.schedule
 language plpgsql
@@ -311,7 +311,7 @@ begin
     return v_schedule;
 end $$;
 comment on function pgcoord.delete_schedule(text) is
-    'Delete a schedule and its record of due times, and return it as it was; the features that it has queued stay.';
+    'Delete a schedule and its record of due times, and return its row; the features that it has queued stay.';
 
 -- Take over the schedules of a coordinator's configuration: [{"name", "cron", "timezone", "overlap", "missed", "feature"}].
 -- Schedules that are no longer declared are deleted; an existing one that was created by hand becomes a declared one, and
@@ -437,7 +437,7 @@ begin
     return v_run.feature_id;
 end $$;
 comment on function pgcoord.run_schedule(text) is
-    'Queue the feature of a schedule now, whether or not its last run goes on; its due times stay as they are. Returns the id of the feature.';
+    'Queue the feature of a schedule now, even if its last run has not ended; its due times do not change. Returns the id of the feature.';
 
 -- For the leading coordinator: the schedules whose next time it must compute: new or changed ones, and those that are due.
 create or replace function pgcoord_private.schedules_to_do() returns table (
@@ -504,7 +504,7 @@ begin
     elsif v_schedule.overlap <> 'start' and v_before is not null then
         v_outcome := case when v_schedule.overlap = 'queue' and not exists (
             select from pgcoord.schedule_run where schedule = p_name and outcome = 'waiting') then 'waiting' else 'skipped' end;
-        v_reason := 'its last run goes on: feature ' || v_before;
+        v_reason := 'its last run has not ended: feature ' || v_before;
     end if;
     if v_outcome is null then
         return next pgcoord_private.start_run(v_schedule, p_due_at, case when p_due_at > p_since
@@ -554,7 +554,7 @@ from pgcoord.schedule as s
     ) as r on true
     left join pgcoord.feature as f on f.id = r.feature_id
 order by s.name;
-comment on view pgcoord.schedules is 'Schedules with when each is due next, what became of the last due time, and how the last feature that it queued stands.';
+comment on view pgcoord.schedules is 'Schedules with the next due time, the result of the last one, and the state of the last feature.';
 
 create or replace function pgcoord.why_schedule(p_name text) returns table (kind text, words text)
 language plpgsql stable

@@ -421,7 +421,7 @@ set jit = off as $$
     order by s.feature_id, s.phase_number;
 $$;
 comment on function pgcoord.forecast(bigint[]) is
-    'When each phase of these features will run, with the slots there are and everything else that is open, if nothing fails: its layer in the graph, whether it is on the critical path, and from when to when.';
+    'Forecast of the phases of these features, with the present slots and all other open phases, if nothing fails: the layer in the graph, whether it is on the critical path, start and end.';
 
 -- A row for each feature, and one without a feature for all open phases that proceed by themselves.
 create or replace function pgcoord_private.finishes(p_feature_ids integer[])
@@ -461,4 +461,4 @@ set search_path = pg_catalog, pg_temp as $$
     select f.* from pgcoord_private.finishes(pgcoord_private.feature_ids(p_feature_ids)) as f where f.feature_id is not null;
 $$;
 comment on function pgcoord.expected_finish(bigint[]) is
-    'The critical path of each feature, and when it will be finished with the slots there are, beside everything else that is open and if nothing fails; null where nothing tells.';
+    'Forecast of the end of each feature and its critical path, with the present slots and all other open phases, if nothing fails; null if unknown.';

@@ -37,7 +37,7 @@ from pgcoord.shipped as s
 where d.digest is distinct from s.digest
 order by s.name;
 comment on view pgcoord.changed_definition is
-    'Functions, views and triggers that are not as the last upgrade left them: changed, switched off, or missing.';
+    'Functions, views and triggers that differ from the last upgrade: changed, disabled, or missing.';
 
 -- Checkup: are the rules those that were shipped?
 create or replace function pgcoord_private.checkup_definitions() returns setof pgcoord.finding
@@ -125,7 +125,7 @@ set search_path = pg_catalog, pg_temp as $$
     select 'slots', case when c.paused_at is not null or s.total = 0 then 'warn' else 'ok' end,
         case when c.paused_at is not null
             then format('everything is paused since %s%s', to_char(c.paused_at, 'YYYY-MM-DD HH24:MI:SS TZ'), ': ' || c.paused_reason)
-            when s.total = 0 then 'there is none: nothing new starts'
+            when s.total = 0 then 'there is none: no phase can start'
             else format('%s of %s', s.held, pgcoord_private.counted(s.total, 'slot is held', 'slots are held'))
         end,
         case when c.paused_at is not null then '''pgcoord resume''' when s.total = 0 then '''pgcoord slots 3''' end
@@ -471,4 +471,4 @@ begin
     return query select * from pgcoord_private.checkup_notifications();
 end $$;
 comment on function pgcoord.checkup() is
-    'What is wrong with this installation: a row a kind, with its level (ok, warn, fail), in words, and what to do. pgcoord doctor shows it, and what the database cannot see.';
+    'Checks of this installation: a row for each kind, with its level (ok, warn, fail), the finding and the remedy. pgcoord doctor shows these, and checks that SQL cannot do.';

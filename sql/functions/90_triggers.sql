@@ -42,6 +42,10 @@ create or replace trigger phase_queue_gate_logs after update of gated, phase_dat
     for each row when (old.gated and not new.gated) execute function pgcoord_private.log_gate();
 
 -- Log transitions, end attempts, free slots, resolve dependents, wake.
+create or replace trigger phase_queue_update_follows after update on public.phase_queue
+    for each row execute function pgcoord_private.follow_updated_phase();
+
+-- Store edges, block and unblock: what depends on all rows of the statement.
 create or replace trigger phase_queue_update_settles after update on public.phase_queue
     referencing old table as old_rows new table as new_rows
     for each statement execute function pgcoord_private.settle_updated_phases();

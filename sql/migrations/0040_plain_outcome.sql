@@ -16,12 +16,18 @@ begin
         v_dropped := false;
         v_left := null;
         for v in
+            -- Functions of ours that take, return or (begin atomic) read a row of a view, or read a column whose type changes.
             select format('drop function %s', p.oid::regprocedure) as statement
             from pg_proc as p
-                join pg_type as t on t.oid = p.prorettype or t.oid = any (p.proargtypes)
-                join pg_class as c on c.oid = t.typrelid
-            where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and c.relkind = 'v'
-            union all
+                join pg_depend as d on d.classid = 'pg_proc'::regclass and d.objid = p.oid
+                left join pg_type as t on d.refclassid = 'pg_type'::regclass and t.oid = d.refobjid
+                left join pg_type as e on e.oid = t.typelem
+                join pg_class as c on c.oid in (t.typrelid, e.typrelid)
+                    or d.refclassid = 'pg_class'::regclass and c.oid = d.refobjid
+                left join pg_attribute as a on a.attrelid = c.oid and a.attnum = d.refobjsubid
+            where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace)
+                and (c.relkind = 'v' or c.oid = 'pgcoord.attempt'::regclass and a.attname in ('ending', 'outcome'))
+            union
             select format('drop view %s', oid::regclass) from pg_class
             where relnamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and relkind = 'v'
         loop

@@ -192,7 +192,7 @@ class Site:
             )
 
     def note_end(self, seat: Seat) -> None:
-        """Note how a coordinator ended that nobody had told to: it should have gone on."""
+        """Record the unexpected end of a coordinator, which should have continued."""
         if seat.process and seat.log and seat.process.poll() not in (None, *_TOLD):
             self.gave_up.append(f"{seat.log.name} ended with status {seat.process.returncode}")
 

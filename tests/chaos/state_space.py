@@ -1,6 +1,5 @@
-"""Every state that two coordinators, two slots and three phases come to, over the real functions.
-
-A step is one committed statement, or one thing that happens outside: a process starts, a
+"""All reachable states of two coordinators, two slots and three phases, with the real functions. A
+step is one committed statement, or one event outside of the database: a process starts, a
 coordinator dies. A state is the rows of the database and what lies outside of it: who has the lead,
 what each coordinator is about to start, what the folder of each run tells. `Search` takes each step
 that is possible in each state, by breadth, so that what it finds is a short way there.
@@ -152,9 +151,8 @@ def beside(state: State, outside: Outside) -> State:
 
 
 def normal(rows: Row, outside: Outside) -> State:
-    """The state of these rows, told as all states are that differ in numbers, names and times only.
-
-    An attempt that is over, and everybody knows, is forgotten: nothing depends on it any more.
+    """The canonical form of these rows: equal for states that differ only in numbers, names and
+    times. Attempts whose end all processes know are left out: nothing depends on them.
     """
     held = {phase["slot"]: phase["phase_number"] for phase in rows["phases"] if phase["slot"]}
     slots = sorted(rows["slots"], key=lambda s: (held.get(s["number"], 99), s["draining"]))

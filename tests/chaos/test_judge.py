@@ -20,6 +20,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
+@pytest.mark.scale
 def test_the_judge_reads_marks_logs_and_tables(site: Site) -> None:
     judge = Judge(site, Faults(site, 1))
     with site.session() as conn:

@@ -144,7 +144,7 @@ def test_an_agent_whose_key_is_refused_has_failed(
         ("copilot", 429),
         ("gemini", 529),
         ("opencode", 429),
-        ("qwen", 529),  # at 429 it goes on for more than 25 minutes
+        ("qwen", 529),  # at 429 it retries for more than 25 minutes
     ],
 )
 def test_an_agent_whose_model_takes_no_more_is_to_be_tried_later(

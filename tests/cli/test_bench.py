@@ -213,10 +213,12 @@ def watch(
     return count
 
 
+@pytest.mark.scale
 def test_nothing_is_counted_where_nobody_asks(watch: Callable[[], tuple[float, float]]) -> None:
     assert watch() == (0, 0)
 
 
+@pytest.mark.scale
 def test_statements_are_counted(dsn: str, watch: Callable[[], tuple[float, float]]) -> None:
     with busy(dsn, "select 1"):
         statements, reads = watch()
@@ -224,6 +226,7 @@ def test_statements_are_counted(dsn: str, watch: Callable[[], tuple[float, float
     assert reads == 0
 
 
+@pytest.mark.scale
 def test_reads_of_tables_are_counted(dsn: str, watch: Callable[[], tuple[float, float]]) -> None:
     with busy(dsn, "select * from phase_queue"):
         assert min(watch()) > 0

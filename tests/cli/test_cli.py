@@ -74,6 +74,7 @@ def test_run_stays_for_the_clean_up_of_a_failed_phase(desk: Desk) -> None:
     )
 
 
+@pytest.mark.scale
 def test_a_feature_runs_again_from_a_phase_on(desk: Desk, conn: Connection) -> None:
     plan = desk.plan("touch a; test ! -e b || exit 3", "test -e ok")
     assert desk.call("run", plan).returncode == 1
@@ -266,6 +267,7 @@ def test_an_interrupted_run_names_processes_that_it_leaves_running(
     assert statuses(conn) == {1: "running", 2: "queued"}
 
 
+@pytest.mark.scale
 def test_run_draws_a_tree_on_a_terminal(desk: Desk) -> None:
     gate = desk.gate()
     run = desk.start("run", desk.plan(f"cat {gate}", "true"), tty=True, NO_COLOR="1")
@@ -293,7 +295,7 @@ def test_run_goes_on_when_the_database_was_restarted(bare_desk: Desk) -> None:
     assert stopped.returncode == 6
     assert stopped.stderr.endswith(".pgcoord is stopped\n  'pgcoord db start' starts it.\n")
     assert bare_desk.call("db", "status").returncode == 6
-    gate.write_text("go on")  # it ends while nobody can be told
+    gate.write_text("go on")  # it ends while no server accepts its report
     assert ".pgcoord runs: host='" in bare_desk.say("db", "start")
     assert run.wait() == 0
     assert ".pgcoord runs: host='" in bare_desk.say("db", "status")
@@ -327,6 +329,7 @@ def test_a_stopped_serve_leaves_work_running_that_the_next_one_takes_over(
     assert "nothing is left running" in second.said
 
 
+@pytest.mark.scale
 def test_a_second_serve_stands_by_and_takes_over_when_the_first_is_stopped(
     desk: Desk, conn: Connection
 ) -> None:
@@ -701,9 +704,11 @@ def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
     serve.send(signal.SIGTERM)
     assert serve.wait() == 0
     since = r"no coordinator runs since \S+ UTC: "
-    follows.until(f"queue-1-1: {since}nobody watches its process, and it is shown as it was left")
+    follows.until(
+        f"queue-1-1: {since}no coordinator watches its process, and this is its last known state"
+    )
     assert re.match(f"{since}this is the last known state", desk.say("status"))
-    assert re.match(f"{since}nobody watches", desk.say("why", "1.1"))
+    assert re.match(f"{since}no coordinator watches", desk.say("why", "1.1"))
 
 
 def test_status_json_is_an_object_that_stays_as_it_is(

@@ -50,6 +50,7 @@ def levels(desk: Desk, *arguments: str) -> tuple[int, dict[str, str]]:
     return result.returncode, {each["kind"]: each["level"] for each in findings}
 
 
+@pytest.mark.scale
 def test_all_is_well_beside_a_coordinator(desk: Desk) -> None:
     desk.start("serve").until("leading")
     output = desk.say("doctor")
@@ -106,6 +107,7 @@ def test_a_view_that_was_broken_by_hand_is_a_finding(desk: Desk, conn: Connectio
     assert (status, found["definitions"]) == (9, "fail")
 
 
+@pytest.mark.scale
 def test_a_table_that_is_locked_is_a_finding_with_its_holder(desk: Desk, dsn: str) -> None:
     with psycopg.connect(dsn) as other:
         other.execute("lock table phase_queue")
@@ -278,6 +280,7 @@ def test_a_pooler_in_transaction_mode_is_named_with_its_remedy(desk: Desk, poole
     assert lines[failed + 1].split()[:6] == ["→", "give", "the", "coordinator", "the", "address"]
 
 
+@pytest.mark.scale
 def test_a_coordinator_does_not_start_where_nothing_would_wake_it(
     desk: Desk, pooler: Pooler
 ) -> None:

@@ -35,7 +35,7 @@ def test_a_database_with_work_in_it_goes_there_and_back(bare_desk: Desk, other_d
     other_desk.call("retry", "1.2")
     done = other_desk.call("run", "--feature", "1")
     assert "phase 2  failed" in done.stdout
-    assert "feature 2 (A plan)" in done.stderr  # what waited goes on there, too
+    assert "feature 2 (A plan)" in done.stderr  # waiting phases run there, too
     refused = other_desk.call("restore", dump)
     assert (refused.returncode, "left as it is" in refused.stderr) == (3, True)
 

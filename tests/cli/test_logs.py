@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import psycopg
+import pytest
 from support import PATIENCE
 from support.database import Connection, add_feature, claim
 from support.desk import CONFIGURATION, Desk, Program, until
@@ -26,6 +27,7 @@ from pgcoord.runs.run import Run
 TWICE = f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n'
 
 
+@pytest.mark.scale
 def test_logs_prints_the_log_byte_for_byte(desk: Desk) -> None:
     desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
     script = r"test -e tried && exec sh bytes.sh; touch tried; echo first; exit 1"
@@ -350,6 +352,7 @@ def test_a_log_may_shrink_while_it_is_searched(tmp_path: Path) -> None:
         assert searching.wait(PATIENCE) == 0
 
 
+@pytest.mark.scale
 def test_runs_that_ended_long_ago_are_removed_and_others_never(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:
@@ -538,5 +541,5 @@ def test_logs_are_found_where_their_project_was_moved_or_that_is_said(
     elsewhere = desk.call("logs", "1.1")
     assert elsewhere.returncode == 4
     assert elsewhere.stderr.startswith(
-        f"pgcoord: the folder of the runs is not there any more: {before}/.pgcoord/runs\n  Where"
+        f"pgcoord: the folder of the runs does not exist any more: {before}/.pgcoord/runs\n  If"
     )

@@ -4,6 +4,7 @@ import json
 import signal
 from urllib.request import urlopen
 
+import pytest
 from support.database import Connection, one, statuses
 from support.desk import CONFIGURATION, Desk, address_of, until
 
@@ -61,6 +62,7 @@ def test_times_that_cannot_be_are_refused_with_a_hint(desk: Desk) -> None:
     assert desk.say("schedule", "list") == "no schedules: 'pgcoord schedule create' makes one"
 
 
+@pytest.mark.scale
 def test_declared_schedules_follow_the_file_of_each_leader(
     desk: Desk, conn: Connection, dsn: str
 ) -> None:

@@ -86,7 +86,7 @@ def test_a_workflow_reports_with_its_own_variables(
 def test_a_report_that_cannot_be_sent_is_taken_when_the_process_has_ended(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:
-    with socket.socket() as nobody:  # bound, and not listening: whoever connects is refused
+    with socket.socket() as nobody:  # bound, and not listening: connections are refused
         nobody.bind(("127.0.0.1", 0))
         url = f'public_url = "http://127.0.0.1:{nobody.getsockname()[1]}"'
         desk.write("pgcoord.toml", configuration(server=url))
@@ -111,7 +111,7 @@ def test_a_report_made_while_no_server_runs_is_taken_once_by_the_next(
     first.until("started, pid")
     first.send(signal.SIGTERM)
     first.wait()
-    gate.write_text("")  # it reports now, to nobody, and goes on trying
+    gate.write_text("")  # it reports now, without a server, and retries
     eventually(lambda: list(desk.folder.glob(".pgcoord/runs/**/report.json")) != [])
     desk.start("serve").until("taken over")
     until(dsn, "count(*) = 1 from pgcoord.attempt where exited_at is not null")
@@ -365,6 +365,7 @@ def test_a_connection_that_is_lost_as_the_schema_is_checked_is_tried_again(
     serving.until("leading")
 
 
+@pytest.mark.scale
 def test_a_request_that_waits_when_the_server_is_stopped_is_answered(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:

@@ -52,7 +52,7 @@ def _is_text(call: ast.Call) -> bool:
 def test_a_plan_is_written_in_utf8_in_any_locale(desk: Desk, locale: str) -> None:
     desk.write("idea.md", "x")
     (desk.folder / "idea.md").write_text("# Grüße an Łódź ✗\n\nEin Ding\n", encoding="utf-8")
-    # Python follows the locale only where it is told not to prefer UTF-8.
+    # Python follows the locale only if UTF-8 mode is off.
     odd: dict[str, Any] = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     plan = desk.execute("plan", "idea.md", "--output", "plan.md", **odd)
     assert plan.wait() == 0, plan.said

@@ -133,6 +133,7 @@ def test_a_client_that_deletes_is_refused_with_the_owner(
         ]
 
 
+@pytest.mark.scale
 def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> None:
     def piped(given: bytes | None, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pgcoord", *arguments]
@@ -194,6 +195,7 @@ def shapes(command: str) -> set[str]:
     }
 
 
+@pytest.mark.scale
 def test_json_on_stdout_is_one_document_or_nothing(desk: Desk, conn: Connection) -> None:
     plan = desk.plan("exit 1", "echo two", depends_on="none")
 

@@ -353,6 +353,7 @@ def end_processes(conn: Connection, feature: int) -> None:
     )
 
 
+@pytest.mark.scale
 def test_a_preview_equals_the_outcome_of_its_action(conn: Connection, epoch: int) -> None:
     """Every action on a phase in every state, alone and with phases around it."""
     for action, shape, state in itertools.product(ACTIONS, SHAPES, STANDS):

@@ -222,7 +222,7 @@ def _try(
 
 
 def _judge(client: Client, feature: int, conn: psycopg.Connection, said: str) -> tuple[str, str]:
-    """Compare what a client has left, read and heard with what it should have."""
+    """Compare the rows, answers and notifications of a client with the expected ones."""
     rows = conn.execute(
         "select status, depends_on_phases, phase_data, unmet from phase_queue"
         " where feature_id = %s order by phase_number",

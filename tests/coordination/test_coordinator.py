@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,12 +13,6 @@ from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision
 
 NONE = timedelta(0)
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 async def test_phases_run_in_the_order_of_their_dependencies(

@@ -1,4 +1,5 @@
-"""A primary dies, its stand-by server is promoted: the coordinator goes on, nothing runs twice."""
+"""A primary dies, its stand-by server is promoted: the coordinator continues, nothing runs
+twice."""
 
 import asyncio
 import time
@@ -90,7 +91,7 @@ def pair(tmp_path: Path) -> Any:
 
 
 def copy_server(primary: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
-    """Make a stand-by server, as whoever the embedded Postgres runs as."""
+    """Make a stand-by server, as the user of the embedded Postgres."""
     identity = standby._identity()
     standby._make_folders(identity)
     options = ("-d", primary.dsn, "-D", "data", "-R", "-X", "stream", "-c", "fast")
@@ -187,7 +188,7 @@ class RecordedWhenTold(Supervision):
 
 
 class StartsWhenTold(Coordinator):
-    """A coordinator that records the start of a process when it is told to."""
+    """A coordinator that records the start of a process only on request of the test."""
 
     supervision = RecordedWhenTold
 

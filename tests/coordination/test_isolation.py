@@ -147,6 +147,7 @@ async def test_an_end_that_waits_for_a_lock_counts_from_when_it_was(
     ) == {"outcome": "completed", "in_time": True, "same": True}
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("sessions", [1, 8])
 async def test_the_ninth_locked_phase_is_claimed_when_its_lock_goes(
     sessions: int, dsn: str, watch: Watch, tmp_path: Path
@@ -166,6 +167,7 @@ async def test_the_ninth_locked_phase_is_claimed_when_its_lock_goes(
         await watch.until_statuses(*["queued"] * 8, "completed")
 
 
+@pytest.mark.scale
 async def test_a_phase_whose_claim_is_refused_holds_up_no_other(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,6 +213,7 @@ async def test_a_locked_slot_is_passed_over(dsn: str, watch: Watch, tmp_path: Pa
         await watch.until_statuses("completed")
 
 
+@pytest.mark.scale
 async def test_a_claim_waits_for_locked_slots_and_names_them(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -349,12 +352,6 @@ async def until_logged(caplog: pytest.LogCaptureFixture, *words: str) -> None:
             all(word in record.getMessage() for word in words) for record in caplog.records
         ):
             await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 @pytest.fixture(autouse=True)

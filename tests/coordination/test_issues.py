@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from support.coordination import (
     coordinator_process,
     make_coordinator,
     running,
-    watching,
 )
 from support.desk import CONFIGURATION, Desk
 from support.fake_github import (
@@ -82,12 +81,6 @@ def process(dsn: str, folder: Path, url: str) -> Any:
         github=f"GitHub({REPOSITORY!r}, {url!r})",
         setting=f"os.environ['GITHUB_TOKEN'] = {TOKEN!r}",
     )
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 Make = Any

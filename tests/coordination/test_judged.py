@@ -2,13 +2,12 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.coordination import Gate, Watch, make_coordinator, running, scripts, watching
+from support.coordination import Gate, Watch, make_coordinator, running, scripts
 
 from pgcoord.configuration.model import Check
 
@@ -21,12 +20,6 @@ OVERLOADED = json.dumps(
         "total_cost_usd": 0.25,
     }
 )
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 async def test_after_a_failed_check_the_agent_is_asked_once_more_with_the_failure(

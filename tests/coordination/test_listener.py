@@ -25,12 +25,6 @@ from pgcoord.errors import DatabaseUnusable
 STEPS = ["before claim", "after claim", "after attend", "after agenda"]
 
 
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
-
-
 def before_waiting(listener: Listener, do: Callable[[], Awaitable[None]]) -> None:
     """Have `do` done each time when the loop is about to wait."""
     wait = listener.wait
@@ -212,6 +206,7 @@ async def test_a_wake_up_sent_while_the_listener_was_away_is_made_up_for(
         await watch.until_statuses("completed")
 
 
+@pytest.mark.scale
 async def test_a_server_that_takes_nothing_we_write_is_tried_less_and_less_often(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -353,6 +348,7 @@ async def cutting_when_idle(dsn: str, seconds: float) -> AsyncIterator[str]:
         yield make_conninfo(dsn, host="127.0.0.1", port=address[1], sslmode="disable")
 
 
+@pytest.mark.scale
 async def test_a_setting_that_cuts_idle_connections_is_named_with_its_time(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -364,6 +360,7 @@ async def test_a_setting_that_cuts_idle_connections_is_named_with_its_time(
         await watch.until_statuses("completed")
 
 
+@pytest.mark.scale
 async def test_a_server_that_dies_between_two_connections_may_come_back(dsn: str) -> None:
     nowhere = make_conninfo(dsn, port=1)
     async with await connect(dsn) as first:

@@ -1,4 +1,4 @@
-"""A network that falls silent: packets vanish, and nobody is told.
+"""A silent network: packets are dropped without an error.
 
 The coordinator is on a machine of its own as far as its network goes: a network namespace, reached
 by a cable (a pair of virtual devices) that is pulled out.

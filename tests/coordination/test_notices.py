@@ -96,7 +96,7 @@ async def test_people_are_told_at_least_once_and_a_dead_receiver_holds_up_nothin
             conn.execute("select pgcoord.skip_phase('queue-1-2', 'by hand')")
             await receiver.until(3)
             said = await asyncio.to_thread(told.read_text)
-            # Until it is noted, it may be told again.
+            # Until its delivery is recorded, it may be sent again.
             await watch.until_found(
                 "select from pgcoord.notice where target = 'chat' and event = 'finished'",
                 nothing=True,

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from support.coordination import (
     running,
     scripts,
     until_it_ends,
-    watching,
 )
 from support.forks import run_forked_source
 
@@ -59,12 +57,6 @@ class Dying(Coordinator):
 
 asyncio.run(make_coordinator({dsn!r}, Path({folder!r}), kind=Dying).run())
 """
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 async def kill_coordinator_at(point: str, dsn: str, folder: Path) -> None:

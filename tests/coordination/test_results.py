@@ -2,21 +2,14 @@
 
 import json
 import sys
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from support.coordination import Watch, make_coordinator, running, scripts, watching
+from support.coordination import Watch, make_coordinator, running, scripts
 from support.walk import blocks_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "agents.md"
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 def write(result: object) -> str:

@@ -1,8 +1,7 @@
-"""The coordinator and schedules: in time, once, by whoever leads, woken and never asking."""
+"""The coordinator and schedules: started in time, once, by the leader, without polling."""
 
 import logging
 import signal
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -14,19 +13,12 @@ from support.coordination import (
     coordinator_process,
     make_coordinator,
     running,
-    watching,
 )
 from support.database import Connection, one
 
 from pgcoord.configuration.cron import NeverDue, due_times, latest_due
 
 FEATURE = {"title": "nightly", "phases": [{"phase_number": 1, "prompt_content": "true"}]}
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 def add(conn: Connection, name: str, cron: str = "0 3 1 1 *", zone: str = "UTC") -> None:
@@ -45,7 +37,7 @@ async def test_a_new_schedule_is_planned_at_once_and_started_when_it_is_due(
         # Nothing but the notification of the INSERT wakes the coordinator.
         add(conn, "yearly")
         await watch.until_found("select from pgcoord.schedule where next_at > now()")
-        # The timer: it was set to next year, and is set anew by what a person changes.
+        # The timer was set to next year; a person's change sets it again.
         conn.execute("update pgcoord.schedule set cron = '* * * * *', overlap = 'start'")
         await watch.until_found(
             "select from pgcoord.schedule where next_at <= now() + interval '1 min'"
@@ -58,6 +50,7 @@ async def test_a_new_schedule_is_planned_at_once_and_started_when_it_is_due(
         )
 
 
+@pytest.mark.scale
 async def test_two_coordinators_and_a_kill_between_start_each_due_time_once(
     dsn: str, conn: Connection, watch: Watch, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from support.coordination import (
     make_coordinator,
     running,
     scripts,
-    watching,
 )
 from support.pooler import Pooler
 
@@ -28,12 +26,7 @@ listener.PING_EVERY = 0.1
 """
 
 
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
-
-
+@pytest.mark.scale
 async def test_a_stand_by_takes_over_within_five_seconds_of_the_leaders_death(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
@@ -48,6 +41,7 @@ async def test_a_stand_by_takes_over_within_five_seconds_of_the_leaders_death(
             await watch.until_statuses("completed")
 
 
+@pytest.mark.scale
 async def test_a_stand_by_takes_over_at_once_when_the_leader_stops_in_order(
     dsn: str,
     watch: Watch,
@@ -72,6 +66,7 @@ async def test_a_stand_by_takes_over_at_once_when_the_leader_stops_in_order(
         await second.leads.wait()
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("host", [None, "elsewhere"])
 async def test_one_that_stands_by_takes_nothing_from_the_line(
     host: str | None,
@@ -92,6 +87,7 @@ async def test_one_that_stands_by_takes_nothing_from_the_line(
     assert hosts == [{"host": os.uname().nodename, "epoch": 1}]
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize(
     "step", ["launch_and_supervise", "_launch", "_record_start", "_supervise_to_end"]
 )
@@ -131,6 +127,7 @@ async def test_a_frozen_leader_behind_a_pool_in_session_mode_is_replaced(
             await watch.until_statuses("completed")
 
 
+@pytest.mark.scale
 async def test_a_start_by_a_frozen_leader_was_given_up_by_its_host(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
@@ -148,6 +145,7 @@ async def test_a_start_by_a_frozen_leader_was_given_up_by_its_host(
     assert not (tmp_path / "starts").exists()
 
 
+@pytest.mark.scale
 async def test_a_frozen_leader_asks_whether_it_still_leads_before_it_starts_a_process(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
@@ -173,6 +171,7 @@ async def test_a_frozen_leader_asks_whether_it_still_leads_before_it_starts_a_pr
     assert (tmp_path / "starts").read_text() == "2\n"
 
 
+@pytest.mark.scale
 async def test_attempts_of_another_host_are_left_alone_until_its_lease_has_run_out(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
@@ -214,6 +213,7 @@ async def test_a_lease_that_ends_while_the_leader_rests_wakes_it(
         await end_all(watch)
 
 
+@pytest.mark.scale
 async def test_a_stand_by_sees_to_the_processes_of_its_host_under_the_lead_of_another(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
@@ -234,6 +234,7 @@ async def test_a_stand_by_sees_to_the_processes_of_its_host_under_the_lead_of_an
     assert exits == [{"exit_code": 3}, {"exit_code": 143}]
 
 
+@pytest.mark.scale
 async def test_a_stand_by_gives_back_attempts_that_its_host_had_not_started(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:

@@ -5,22 +5,16 @@ import pwd
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.coordination import Watch, running, watching
+from support.coordination import Watch, running
 
 from pgcoord.configuration.reading import read_configuration
 from pgcoord.coordination.coordinator import Coordinator
 
 TWO_SIDES = [("echo left > same", [1]), ("echo right > same", [1]), ("cat same", [2, 3])]
-
-
-@pytest.fixture
-async def watch(dsn: str) -> AsyncIterator[Watch]:
-    async with watching(dsn) as watch:
-        yield watch
 
 
 @pytest.fixture
@@ -95,6 +89,7 @@ async def test_a_conflict_fails_the_phase_before_its_command_runs(
     assert rows[3]["error_message"].startswith(f"{words}\nexited with status 69")
 
 
+@pytest.mark.scale
 async def test_a_resolver_is_not_run_for_a_phase_that_never_ran(
     dsn: str, watch: Watch, project: Path
 ) -> None:

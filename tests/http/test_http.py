@@ -1,4 +1,4 @@
-"""The HTTP door as a whole: who may enter, health, metrics, and how it starts and stops."""
+"""The HTTP server as a whole: access, health, metrics, start and stop."""
 
 import asyncio
 import json

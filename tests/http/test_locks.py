@@ -78,6 +78,7 @@ async def send_until(stopped: asyncio.Event, site: Site, body: dict[str, Any]) -
     return statuses
 
 
+@pytest.mark.scale
 async def test_a_locked_phase_holds_up_no_request_that_does_not_need_it(
     site: Site, dsn: str, conn: Connection, running: str
 ) -> None:
@@ -102,6 +103,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize(("path", "body"), CHANGES)
 async def test_a_request_that_needs_a_locked_row_is_refused_naming_the_holder(
     path: str, body: dict[str, Any], site: Site, dsn: str, conn: Connection, running: str
@@ -129,13 +131,14 @@ async def test_what_reads_a_locked_table_is_refused_naming_the_holder(
     assert f"process {pid}" in page.text
 
 
+@pytest.mark.scale
 async def test_a_page_says_that_something_is_locked(site: Site, dsn: str, running: str) -> None:
     async with holding(dsn, lock(running)) as pid:
         answer = await site.client.post(
             f"/phases/{running}/cancel", headers={"origin": site.url}, data={"reason": "x"}
         )
     assert answer.status_code == 503
-    assert "Somebody has it locked" in answer.text
+    assert "Another session has locked it" in answer.text
     assert f"process {pid}" in answer.text
 
 

@@ -394,7 +394,7 @@ async def test_a_restarted_postgres_is_noticed_and_the_page_goes_on(
             # What is pressed meanwhile is refused by what is known, without a wait.
             await page.get_by_role("link", name="Pause").click()
             dialog = page.get_by_role("dialog")
-            await expect(dialog).to_contain_text("Phases that run go on meanwhile.")
+            await expect(dialog).to_contain_text("Running phases continue meanwhile.")
             await expect(dialog).not_to_contain_text("couldn't get a connection")
             await dialog.get_by_role("link", name="Close").click()
             await page.get_by_label("Limit").fill("5")

@@ -10,18 +10,6 @@ from support.database import Connection, add_feature, claim, start
 from support.panel_browser import is_live, look
 
 
-@pytest.fixture
-def written(conn: Connection, epoch: int, tmp_path: Path) -> Path:
-    """The log of a phase that runs, queue-1-1."""
-    add_feature(conn, {1: []})
-    claim(conn, epoch)
-    start(conn, epoch, "queue-1-1")
-    conn.execute("update pgcoord.attempt set folder = %s", [str(tmp_path)])
-    path = tmp_path / "log"
-    path.write_text("begun\n")
-    return path
-
-
 async def test_a_log_is_followed_paused_searched_and_downloaded(
     page: Page, panel: str, written: Path
 ) -> None:
@@ -61,7 +49,7 @@ async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
             claim(conn, epoch)
             conn.execute("update pgcoord.attempt set folder = %s", [str(tmp_path / attempt)])
         start(conn, epoch, "queue-1-1")
-        await expect(page.locator("#log-place")).to_contain_text("nothing was written yet")
+        await expect(page.locator("#log-place")).to_contain_text("no output yet")
         (tmp_path / attempt / "log").write_text(f"this is the {attempt}\n")
         await expect(page.locator("#log-text")).to_have_text(f"this is the {attempt}\n")
         await expect(page.locator("#log-said")).to_contain_text(

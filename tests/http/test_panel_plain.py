@@ -164,7 +164,7 @@ async def test_the_actor_of_an_action_is_the_name_given_at_log_in(
     add_diamond(conn)
     async with serving_of(dsn, tmp_path, leads=False) as site:
         await look(page, site.url)
-        await page.get_by_role("link", name="Say who you are").click()
+        await page.get_by_role("link", name="Enter your name").click()
         await page.get_by_label("Your name").fill("dana")
         await page.get_by_role("button", name="Log in").click()
         await is_live(page)

@@ -92,7 +92,7 @@ async def test_several_phases_are_changed_without_javascript_and_refusals_are_sh
         await page.get_by_role("button", name="Set").click()
         actual = conn.execute("select distinct priority from phase_queue").fetchall()
         assert actual == [{"priority": 7}]
-        # One is refused by the time that it is done: the others are done, and it is told.
+        # One is refused when the action runs: the others are changed, and the refusal is shown.
         await page.goto(f"{panel}/several?show=queued")
         await page.get_by_role("button", name="Skip…").click()
         await expect(page.locator(".change li")).to_have_count(4)
@@ -183,7 +183,7 @@ async def test_a_graph_of_two_hundred_phases_folds_finished_ones_and_is_walked_b
     await page.keyboard.press("ArrowLeft")
     await page.keyboard.press("ArrowLeft")
     await expect(page.locator("a.node[data-phase='104']")).to_be_focused()
-    # Fit, larger, full width: sizes are kept when the picture is drawn anew.
+    # Fit, larger, full width: sizes are kept when the picture is redrawn.
     picture = page.locator("svg.graph")
     await page.get_by_role("button", name="Fit").click()
     fitting = await picture.evaluate("e => [e.clientWidth, e.parentElement.clientWidth]")
@@ -193,7 +193,7 @@ async def test_a_graph_of_two_hundred_phases_folds_finished_ones_and_is_walked_b
     assert await page.locator("#graph").evaluate("e => e.clientWidth") > wide
     await page.get_by_role("link", name="Show all").click()
     await expect(page.locator("a.node")).to_have_count(200)
-    await page.get_by_role("link", name="Fold what is finished").click()
+    await page.get_by_role("link", name="Fold finished phases").click()
     await expect(page.locator("a.node")).to_have_count(97)
 
 
@@ -522,7 +522,7 @@ async def test_a_plan_is_changed_by_its_rows_without_javascript(
         await page.locator("[name=needs-3-1]").check()
         await page.locator("#row-2 summary").click()
         await page.locator("[name=remove-2]").check()
-        await page.get_by_role("button", name="Take over into the text").click()
+        await page.get_by_role("button", name="Apply to the text").click()
         await expect(page.locator(".rows > li")).to_have_count(2)
         await page.get_by_role("button", name="Store & Execute").click()
         await expect(page.locator("#tree h3 a")).to_have_text(["1 Part 1", "2 Part 3"])
@@ -566,12 +566,12 @@ async def test_what_waits_is_edited_and_deleted(page: Page, panel: str, conn: Co
     assert row == {"title": "Ours", "prompt": "Do this.\nThen that.", "needs": []}
 
     await page.get_by_role("link", name="Delete…").click()
-    await expect(page.locator("form.dialog")).to_contain_text("What depends on it waits")
+    await expect(page.locator("form.dialog")).to_contain_text("Phases that depend on it wait")
     await page.locator("form.dialog").get_by_role("button", name="Delete").click()
     await expect(page).to_have_url(f"{panel}/features/{feature}")
     assert set(statuses(conn, feature)) == {1, 3}
     await page.get_by_role("link", name="Delete…").click()
-    await expect(page.locator("form.dialog")).to_contain_text("It goes with 2 phases")
+    await expect(page.locator("form.dialog")).to_contain_text("Its 2 phases")
     await page.locator("form.dialog").get_by_role("button", name="Delete").click()
     await expect(page).to_have_url(f"{panel}/")
     assert conn.execute("select id from planned_features").fetchall() == []

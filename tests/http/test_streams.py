@@ -1,4 +1,4 @@
-"""WS /ws/queue and GET /events: everything that happens, in order, to whoever listens."""
+"""WS /ws/queue and GET /events: all events, in order, for every client."""
 
 import asyncio
 import contextlib
@@ -125,7 +125,7 @@ async def test_a_lower_id_that_commits_later_is_told_later_and_once(
     slow, fast = add_feature(conn, {}), add_feature(conn, {})
     async with listening(site) as client:
         await hear(client)
-        with psycopg.connect(dsn) as other:  # a transaction that goes on
+        with psycopg.connect(dsn) as other:  # a transaction that stays open
             other.execute("select pgcoord.pause(%s)", [slow])
             late = last_event(conn) + 1
             conn.execute("select pgcoord.pause(%s)", [fast])

@@ -1,4 +1,4 @@
-"""What the HTTP door of `pgcoord serve` stands: webhooks, and clients of the event stream.
+"""Load on the HTTP server of `pgcoord serve`: webhooks, and clients of the event stream.
 
     .venv/bin/python tests/load/load.py
 
@@ -275,7 +275,7 @@ def stream(server: Server, clients: int, rate: int, seconds: int) -> bool:
 
 
 def _listen(pipe: Pipe, address: str, host: str, clients: int, last: int) -> None:
-    """A process of clients: says when all have their snapshot, then what each of them heard."""
+    """A process of clients: reports when all have their snapshot, then the messages of each."""
     asyncio.run(_listen_all(pipe, address, host, clients, last))
 
 

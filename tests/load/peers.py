@@ -284,7 +284,7 @@ def main() -> None:
             hops = given.hops // given.rounds
             pgcoord_round(make, work, hops, given.jobs, results["pgcoord"])
             floor_round(make(with_schema=False), hops, results[FLOOR])
-            # Each round anew: jobs that a round has left would be the first of the next.
+            # For each round again: jobs left by one round would be the first of the next.
             peers = {name: _peer(name, folder, make) for name in given.only}
             for name, peer in peers.items():
                 hops_of(peer, hops, results[name])

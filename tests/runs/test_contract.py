@@ -70,7 +70,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "engines"
 
 
 # The third differs from the second in how it lists jobs, which test_templates.py has, too.
-@pytest.fixture(params=["local", "slurm", pytest.param("command", marks=pytest.mark.scale)])
+@pytest.fixture(
+    params=[
+        "local",
+        *(pytest.param(each, marks=pytest.mark.scale) for each in ("slurm", "command")),
+    ]
+)
 def engine(hurried: None, request: pytest.FixtureRequest, dsn: str, tmp_path: Path) -> Engine:
     if request.param == "local":
         return Engine(dsn, tmp_path, None, {})

@@ -101,6 +101,7 @@ async def test_a_job_whose_submission_a_failover_lost_is_found_at_its_engine(
     assert engine.asked["submit"] == 1
 
 
+@pytest.mark.scale
 async def test_a_copy_of_the_database_ends_no_job_of_the_original(
     dsn: str, server: str, template: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
@@ -136,6 +137,7 @@ async def test_a_refused_copy_does_not_end_the_one_that_runs(
     assert "its process may still run" in attempt["error"]
 
 
+@pytest.mark.scale
 async def test_a_pool_that_gets_another_engine_takes_no_job_of_the_former_for_lost(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +236,7 @@ async def test_jobs_stay_with_the_engine_that_has_them_when_their_pool_is_declar
     assert len(other.jobs) == 1
 
 
+@pytest.mark.scale
 async def test_an_engine_that_is_down_for_ten_minutes_delays_and_no_more(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +283,21 @@ def test_a_file_made_within_a_tick_of_the_folders_clock_is_seen(tmp_path: Path) 
     os.utime(tmp_path, (5, 5))  # of a file system that keeps whole seconds
     assert watcher.has_changed()
     assert not watcher.has_changed()
+
+
+async def test_why_a_job_never_began_is_said_in_the_first_line(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        (job.order.folder / "engine.log").write_text("loading modules\npython3: not found\n")
+        job.end(127)
+        await watch.until_statuses("failed")
+    error = (await watch.one("select error from pgcoord.attempt"))["error"]
+    assert re.fullmatch(
+        r"it ended before it began \(job 1: .*\): python3: not found\nloading modules", error
+    )
 
 
 async def test_a_full_shared_disk_delays_a_phase_and_says_so(

@@ -206,6 +206,7 @@ def test_a_command_that_is_judged_has_the_standard_input_that_it_has_without(
     assert (status, lines[0]) == (0, "do itpgcoord: check: true")
 
 
+@pytest.mark.scale
 def test_a_process_left_behind_that_writes_for_ever_holds_up_nothing() -> None:
     status, lines = judged("while :; do echo; done & echo $!", fails_on=["x"])
     os.kill(int(next(filter(None, lines))), signal.SIGKILL)
@@ -247,6 +248,7 @@ def test_an_answer_that_comes_in_pieces_is_whole_in_log_and_result(tmp_path: Pat
     assert json.loads(path.read_text())["summary"] == "It is done."
 
 
+@pytest.mark.scale
 def test_a_check_that_hangs_is_ended_with_all_that_it_started() -> None:
     check = ["sh", "-c", "trap '' TERM; sleep infinity & echo $$ $!; wait; wait"]
     status, lines = judged("true", check=check, check_seconds=0.2)

@@ -61,7 +61,7 @@ async def run(make_run: MakeRun) -> Run:
 
 
 class Fifo:
-    """A rendezvous: whoever comes first, reader or writer, waits for the other."""
+    """A rendezvous: the first, reader or writer, waits for the other."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -471,6 +471,7 @@ for i in range(number):
 """
 
 
+@pytest.mark.scale
 async def test_wherever_a_starter_is_killed_the_command_runs_once(
     make_run: MakeRun, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ def limiting() -> bool:
     return "logs" in [each.name for each in threading.enumerate()]
 
 
+@pytest.mark.scale
 async def test_a_log_that_cannot_be_cut_is_told_once_and_the_others_are_cut(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_folder_that_is_not_shared_is_found_out(slurm: Cluster, desk: Desk) ->
     assert said.startswith("hpc: job ")
 
 
+@pytest.mark.scale
 async def test_nodes_that_share_no_folder_answer_by_their_output(tmp_path: Path, dsn: str) -> None:
     with serving_kubernetes(tmp_path / "cluster") as (fake, kubeconfig):
         settings: Mapping[str, str] = {

@@ -150,6 +150,7 @@ def test_a_join_sees_the_work_of_all_its_prerequisites(repository: Repository) -
     assert repository.files("pgcoord/queue-1-4") == {"README", "one", "two", "three"}
 
 
+@pytest.mark.scale
 def test_a_conflict_is_told_before_the_command_runs(repository: Repository) -> None:
     left = repository.phase("queue-1-1", "echo left > README").result
     right = repository.phase("queue-1-2", "echo right > README").result
@@ -308,6 +309,7 @@ def leave_calls(repository: Repository, name: str, environment: Mapping[str, str
     return Path(counted["CALLS"]).read_text()
 
 
+@pytest.mark.scale
 def test_a_worktree_whose_making_or_removal_was_killed_is_made_anew(repository: Repository) -> None:
     calls = int(leave_calls(repository, "queue-1-1", {}))
     script = f"echo >> {repository.inputs}/runs; test -e README && echo > file"
@@ -328,7 +330,7 @@ def test_a_worktree_whose_making_or_removal_was_killed_is_made_anew(repository: 
 
 
 def test_a_merge_that_a_retry_finds_unfinished_is_not_thrown_away(repository: Repository) -> None:
-    """What is left to do in it is work, too: of the agent, or of who has begun to mend it."""
+    """Unfinished work in it counts as work, too: of the agent, or of a person who repairs it."""
     first = repository.phase("queue-1-1", "echo 1 > one").result
     script = leaves_a_conflict(repository)
     failed = repository.phase("queue-1-2", script, after={"1": first})
@@ -501,7 +503,7 @@ def test_an_initialised_submodule_hinders_nothing(repository: Repository) -> Non
     )
     assert result.status == 0, result.log
     assert not repository.worktree("queue-1-1").exists()
-    # A commit that is nowhere else is no work that anybody could go on with.
+    # Nobody could continue work from a commit that is nowhere else.
     name = "-c user.name=a -c user.email=a"
     script = (
         "git -c protocol.file.allow=always submodule -q update --init; cd library;"
@@ -546,6 +548,7 @@ def test_a_base_is_started_from_and_a_dirty_tree_is_told(repository: Repository)
     assert "uncommitted changes" in result.log
 
 
+@pytest.mark.scale
 def test_a_result_of_the_command_is_kept_beside_the_branch(repository: Repository) -> None:
     completed = repository.phase(
         "queue-1-1", """echo '{"summary": "done"}' > $PGCOORD_RESULT_FILE"""
@@ -607,6 +610,7 @@ def test_work_whose_result_is_a_failure_is_not_kept(repository: Repository) -> N
     assert repository.files("pgcoord/queue-1-1") == {"README"}
 
 
+@pytest.mark.scale
 def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Repository) -> None:
     branch = "pgcoord/feature-7"
     origin = repository.inputs / "origin"
@@ -630,7 +634,7 @@ def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Reposi
     three = phase("queue-7-3", "echo 3 > three", p1=one).result
     assert three["feature_branch"] == branch
     assert repository.files(branch) == {"README", "one", "two", "same", "three"}
-    # One that conflicts is told, and comes with the phase that resolves it.
+    # A conflict is reported; the work is merged with the phase that resolves it.
     four = phase("queue-7-4", "echo 4 > same", p1=one)
     assert four.status == 0, four.log
     fault = f"pgcoord/queue-7-4 cannot be merged into {branch}: conflict in same"
@@ -650,7 +654,7 @@ def test_the_branch_of_the_feature_has_the_work_of_all_phases(repository: Reposi
     assert last.result["feature_branch"] == branch
     pushed = repository.git("--git-dir", str(origin), "rev-parse", branch)
     assert pushed == repository.git("rev-parse", branch)
-    # A push that fails is told, and the work is kept all the same.
+    # A failed push is reported, and the work is still kept.
     origin.rename(repository.inputs / "away")
     kept = phase("queue-7-7", "echo 7 > seven", p6=last.result)
     assert kept.status == 0
@@ -694,6 +698,7 @@ def test_conflict_markers_are_no_resolution(repository: Repository) -> None:
     }
 
 
+@pytest.mark.scale
 def test_a_report_waits_until_the_work_is_kept(repository: Repository) -> None:
     """What was reported is part of the result, if the work is kept."""
     report = repository.inputs / "report.json"
@@ -785,6 +790,7 @@ def test_a_full_disk_loses_no_work_and_pays_nothing_twice(disk: Path) -> None:
     assert repository.phase("queue-1-2", "true").status == 0
 
 
+@pytest.mark.scale
 @pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not installed")
 def test_files_of_lfs_are_whole_in_the_worktree_and_kept(repository: Repository) -> None:
     repository.git("lfs", "install", "--local")

@@ -35,7 +35,7 @@ async def site(dsn: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 
 class Walk:
-    """Random steps through the HTTP door, by SQL as a client, and as the coordinator."""
+    """Random steps over HTTP, by SQL as a client, and as the coordinator."""
 
     def __init__(self, site: Site, conn: Connection, epoch: int, seed: int) -> None:
         self.site, self.conn, self.epoch = site, conn, epoch

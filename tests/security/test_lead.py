@@ -100,6 +100,7 @@ def test_a_process_of_the_server_that_got_the_number_later_does_not_lead(conn: C
     assert leader_of(conn) is None
 
 
+@pytest.mark.scale
 def test_a_prepared_transaction_that_holds_the_lock_is_named(tmp_path: Path) -> None:
     server = EmbeddedPostgres(tmp_path, chosen_binaries())
     try:
@@ -133,6 +134,7 @@ def readiness(address: str) -> str:
         return refusal.read().decode()
 
 
+@pytest.mark.scale
 def test_serve_status_and_the_panel_name_the_session_that_keeps_the_lead(
     desk: Desk, dsn: str, conn: Connection, intruder: Connection
 ) -> None:

@@ -105,7 +105,7 @@ def test_a_retry_time_that_never_comes_holds_up_nothing(
 ) -> None:
     feature = add_feature(conn, {1: []})
     conn.execute("alter table public.phase_queue disable trigger user")
-    conn.execute("alter table public.phase_queue drop constraint phase_queue_retry_is_queued")
+    conn.execute("alter table public.phase_queue drop constraint phase_queue_holds")
     conn.execute("update phase_queue set retry_at = %s, created_at = %s", [time, time])
     conn.execute("alter table public.phase_queue enable trigger user")
     serve = desk.start("serve")

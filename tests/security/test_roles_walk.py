@@ -110,6 +110,7 @@ select current_user as name, pg_current_xact_id_if_assigned() is not null as wro
 """
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("role", ["nobody", "reader", "client", "coordinator"])
 def test_no_function_gives_a_role_more_than_its_own(
     conn: Connection, logins: dict[str, str], role: str

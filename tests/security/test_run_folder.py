@@ -4,7 +4,7 @@ And no file outside the folder is served, searched or cut.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -43,22 +43,14 @@ DAMAGE = {
     "status is locked": "(flock status sleep 1000) &",
 }
 
-# `make test` tries each damage once, where it is most likely to matter: to what is taken over it is
-# the status and the folder. `make test-scale` tries every other one, too, and the one that takes
-# ten times as long as the others.
-AFTER_START = ("status", "folder")
-LONG = "log is huge"
+# `make test` tries some damage of each kind, where it matters most; `make test-scale` tries all.
+QUICK = ("log is a FIFO", "report is a link", "report is huge")
+QUICK_TAKEN_OVER = ("status is a FIFO", "status is gone", "folder is a link")
 
 
-def each_damage(*, taken_over: bool) -> list[ParameterSet]:
+def each_damage(quick: Sequence[str]) -> list[ParameterSet]:
     return [
-        pytest.param(
-            name,
-            marks=[pytest.mark.scale]
-            if name == LONG or name.startswith(AFTER_START) != taken_over
-            else [],
-        )
-        for name in DAMAGE
+        pytest.param(name, marks=[] if name in quick else [pytest.mark.scale]) for name in DAMAGE
     ]
 
 
@@ -106,7 +98,7 @@ async def look_everywhere(site: Site) -> None:
             assert b"no business of" not in seen.replace(b"<mark>", b""), path
 
 
-@pytest.mark.parametrize("damage", each_damage(taken_over=False))
+@pytest.mark.parametrize("damage", each_damage(QUICK))
 async def test_a_phase_can_harm_nothing_but_its_own_run(
     dsn: str, watch: Watch, tmp_path: Path, outside: Path, damage: str
 ) -> None:
@@ -123,7 +115,7 @@ async def test_a_phase_can_harm_nothing_but_its_own_run(
     assert (outside / "log").read_text() == SECRET
 
 
-@pytest.mark.parametrize("damage", each_damage(taken_over=True))
+@pytest.mark.parametrize("damage", each_damage(QUICK_TAKEN_OVER))
 async def test_a_damaged_run_is_taken_over_by_the_next_coordinator(
     dsn: str, watch: Watch, tmp_path: Path, outside: Path, damage: str
 ) -> None:

@@ -525,7 +525,7 @@ def test_an_attempt_whose_hosts_lease_has_run_out_is_lost_and_its_process_not_kn
     lost = attempt_of(conn, abroad)
     assert (lost["outcome"], lost["exited_at"]) == ("lost", None)
     assert lost["error"] == "nothing was heard of its host there for 60 s"
-    # Its process is to be ended at once by whoever comes to life there, and that is recorded.
+    # The next coordinator there must end its process at once, and record that.
     found = one(conn, "select * from pgcoord_private.assignment where host = 'there'")
     assert (found["ended"], found["ending"]) == (True, "lost")
     end(conn, abroad, 143)

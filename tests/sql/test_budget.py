@@ -63,7 +63,7 @@ def test_a_workflow_may_cost_so_much_in_each_feature(conn: Connection) -> None:
     )
     with refused("PC002", "the budget of workflow work in a feature"):
         conn.execute("select pgcoord.resume(1)")
-    # Whoever leads next may have another configuration.
+    # The next leader may have another configuration.
     for most, statuses in ((1.0, [False, False]), (0.2, [True, True]), (None, [False, False])):
         take_lead(conn, {**WORKFLOW, "max_cost_usd": most})
         conn.execute("select pgcoord_private.follow_budgets()")

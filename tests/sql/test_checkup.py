@@ -157,7 +157,7 @@ def test_a_pause_and_a_lack_of_slots_are_said(conn: Connection, epoch: int) -> N
     assert words.startswith("everything is paused since ")
     assert words.endswith(": tea")
     conn.execute("select pgcoord.resume(), pgcoord.set_slots(0)")
-    expected = ("warn", "there is none: nothing new starts", "'pgcoord slots 3'")
+    expected = ("warn", "there is none: no phase can start", "'pgcoord slots 3'")
     assert not_ok(conn) == {"slots": expected}
 
 

@@ -294,6 +294,7 @@ def test_nobody_leads_once_the_connection_is_gone(conn: Connection, dsn: str) ->
     assert one(conn, "select host from pgcoord.leader")["host"] == "here"
 
 
+@pytest.mark.scale
 def test_who_cannot_have_the_control_row_does_not_keep_others_from_leading(
     conn: Connection, dsn: str
 ) -> None:

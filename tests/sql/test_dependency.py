@@ -268,6 +268,22 @@ def test_a_statement_of_several_parts_counts_no_completion_twice(
     assert unmet(conn)[4] == (1 if other.startswith("delete") else 0)
 
 
+@pytest.mark.parametrize("cancelled", [1, 2])
+def test_one_statement_may_cancel_a_phase_and_complete_another(
+    conn: Connection, cancelled: int
+) -> None:
+    """What the completion updates in its turn settles nothing of the statement around it."""
+    add_feature(conn, {1: [], 2: [], 3: [1], 4: [2]})
+    conn.execute(
+        "update phase_queue set status = case phase_number when %s then 'cancelled'"
+        " else 'completed' end where phase_number in (1, 2)",
+        [cancelled],
+    )
+    freed, blocked = (4, 3) if cancelled == 1 else (3, 4)
+    assert (statuses(conn)[freed], statuses(conn)[blocked]) == ("queued", "blocked")
+    assert unmet(conn)[freed] == 0
+
+
 def test_an_edge_to_a_phase_of_a_higher_number_is_one_like_any_other(
     conn: Connection, epoch: int
 ) -> None:

@@ -56,7 +56,13 @@ def only_data(source: str, target: str, folder: Path) -> None:
     tool("pg_restore", "-e", "--data-only", "--disable-triggers", "-d", target, folder / "dump")
 
 
-WAYS: list[Restore] = [plain, custom, parallel, only_data]
+WAYS = [
+    pytest.param(plain, id="plain"),
+    *(
+        pytest.param(way, id=way.__name__, marks=pytest.mark.scale)
+        for way in (custom, parallel, only_data)
+    ),
+]
 
 
 @pytest.fixture
@@ -81,7 +87,7 @@ def work(conn: Connection) -> None:
 
 
 @pytest.mark.usefixtures("work", "logins")
-@pytest.mark.parametrize("restore", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("restore", WAYS)
 def test_a_restored_database_equals_the_dumped_one(
     dsn: str, empty: str, tmp_path: Path, restore: Restore
 ) -> None:
@@ -95,7 +101,7 @@ def test_a_restored_database_equals_the_dumped_one(
 
 
 @pytest.mark.usefixtures("work")
-@pytest.mark.parametrize("restore", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("restore", WAYS)
 def test_a_restored_database_goes_on_where_the_other_was(
     empty: str, dsn: str, tmp_path: Path, restore: Restore
 ) -> None:

@@ -82,7 +82,7 @@ def test_a_job_that_has_begun_keeps_its_deadline_when_it_is_submitted_once_more(
     submit(conn, epoch, queue_id)
     assert attempt_of(conn, queue_id)["deadline"] is not None
     begin(conn, queue_id, "a")
-    submit(conn, epoch, queue_id)  # by a leader that has not heard of that yet
+    submit(conn, epoch, queue_id)  # by a leader that does not know that yet
     assert attempt_of(conn, queue_id)["deadline"] is None
 
 

@@ -92,7 +92,7 @@ def test_the_database_itself_refuses_a_second_holder(conn: Connection, epoch: in
 
 
 def test_phases_behind_a_lock_are_read_once(conn: Connection, epoch: int) -> None:
-    """Not with each claim anew, however many there are."""
+    """Not again with each claim, however many there are."""
     conn.execute("insert into planned_features (title) values ('a')")
     conn.execute(
         "insert into phase_queue (feature_id, phase_number, lock)"

@@ -1,4 +1,5 @@
-"""Transactions that were prepared (two-phase commit): none brings work in; waits name them."""
+"""Prepared transactions (two-phase commit): they cannot insert work; waits for their locks name
+them."""
 
 import time
 from collections.abc import Iterator

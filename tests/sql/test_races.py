@@ -1,4 +1,4 @@
-"""Races made real: two connections, and the second is seen waiting before the first goes on."""
+"""Real races: two connections, where the second is seen waiting before the first continues."""
 
 import os
 import random
@@ -129,6 +129,7 @@ INSERT = (
 # Claims.
 
 
+@pytest.mark.scale
 def test_eight_claimers_never_hold_more_than_three_slots_and_take_nothing_twice(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
@@ -821,6 +822,7 @@ def run_mixed_load(dsn: str, conn: Connection, epoch: int, seconds: float) -> No
     conn.execute("select pgcoord_private.claim_phases(%s)", [epoch])
 
 
+@pytest.mark.scale
 def test_a_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
     dsn: str, conn: Connection, epoch: int
 ) -> None:

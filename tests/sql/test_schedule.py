@@ -1,4 +1,4 @@
-"""Schedules: what may be stored, and what happens to a due time, whoever takes it."""
+"""Schedules: valid values, and the processing of a due time by competing coordinators."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -139,16 +139,16 @@ def test_a_run_that_goes_on_is_waited_for_skipped_or_run_beside(
     first, second = features(conn)
     assert outcomes == [
         ("started", None),
-        ("skipped", f"its last run goes on: feature {first}"),
+        ("skipped", f"its last run has not ended: feature {first}"),
         ("started", None),
-        ("waiting", f"its last run goes on: feature {second}"),
-        ("skipped", f"its last run goes on: feature {second}"),
+        ("waiting", f"its last run has not ended: feature {second}"),
+        ("skipped", f"its last run has not ended: feature {second}"),
     ]
     waiting = "select outcome, feature_id from pgcoord_private.start_waiting_runs(%s)"
     claim(conn, epoch)
     conn.execute("select pgcoord.complete_phase(%s)", [f"queue-{first}-1"])
     assert conn.execute(waiting, [epoch]).fetchall() == []
-    # A failed run does not go on: it must not keep the next ones from starting.
+    # A failed run counts as ended: it must not prevent the next ones.
     conn.execute(
         "select pgcoord.give_up_attempt(id, 'failed', 'no') from pgcoord.attempt"
         " where ended_at is null"

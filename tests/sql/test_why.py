@@ -77,10 +77,11 @@ def test_a_running_phase_that_nobody_watches(conn: Connection, epoch: int, phase
     reasons = why(conn, phase)
     assert [kind for kind, _ in reasons] == ["unwatched", "running"]
     assert re.match(
-        f"no coordinator runs since {TIME}, when it was last heard of: nobody", reasons[0][1]
+        f"no coordinator runs since {TIME}, when it was last heard of: no coordinator",
+        reasons[0][1],
     )
     conn.execute("select pgcoord_private.resign()")
-    assert re.match(f"no coordinator runs since {TIME}: nobody", why(conn, phase)[0][1])
+    assert re.match(f"no coordinator runs since {TIME}: no coordinator", why(conn, phase)[0][1])
 
 
 def test_a_phase_inserted_as_running(conn: Connection) -> None:

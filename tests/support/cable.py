@@ -1,6 +1,6 @@
 """Another machine, as far as its network goes: a network namespace, reached by a cable.
 
-The cable is a pair of virtual devices; pulled out, packets vanish, and nobody is told.
+The cable is a pair of virtual devices; pulled out, packets are dropped without an error.
 """
 
 import os

@@ -215,7 +215,7 @@ async def coordinator_process(
 
 
 class Gate:
-    """Holds scripts that say `read _ < path` until it lets so many of them go on."""
+    """Blocks scripts that execute `read _ < path`, until it releases some of them."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)

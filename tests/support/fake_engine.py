@@ -1,7 +1,6 @@
-"""An engine in memory that keeps to the contract, and gets wrong what engines get wrong.
-
-Its jobs wait until somebody lets them go on; what a job says it says itself (`begin`, `exit`), to
-the database as the HTTP door would.
+"""An engine in memory that implements the contract, with the faults of real engines. Its jobs wait
+until the test releases them; a job sends its own requests (`begin`, `exit`) to the database, as the
+HTTP server would.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""What tests of the HTTP door share: the application on a real port, and clients of it."""
+"""Shared by tests of the HTTP server: the application on a real port, and clients of it."""
 
 import asyncio
 import base64

@@ -62,7 +62,7 @@ class Slurm:
         self.wait_until_idle()
 
     def wait_until_idle(self) -> None:
-        """Wait until the controller has heard of both nodes, and nothing runs."""
+        """Wait until the controller knows both nodes, and nothing runs."""
         self.wait_for(lambda: sorted(self.nodes().values()) == ["idle", "idle"], "two idle nodes")
 
     def _write_configuration(self) -> None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CONFTEST = """
 import signal
 import pytest
@@ -78,12 +80,14 @@ async def test_other(reader, n):
 """
 
 
+@pytest.mark.scale
 def test_a_time_out_while_a_failure_is_reported_loses_no_other_test(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_some.py").write_text(TESTS)
     assert "1 failed, 5 passed in" in run_tests(tmp_path)
 
 
+@pytest.mark.scale
 def test_a_time_out_in_an_event_loop_that_tests_share_loses_no_other_test(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(SHARED)
     (tmp_path / "test_some.py").write_text(WAITING)

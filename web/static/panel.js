@@ -314,7 +314,7 @@ function showConnection() {
   if (!live) {
     const age = lasting((Date.now() + clock.ahead - asOf) / 1000);
     byId("lost").querySelector(".words").textContent =
-      `${reason || "The server does not answer"}. What is shown is ${age} old, as of ${clockTime(asOf)}; phases that run go on without it.`;
+      `${reason || "The server does not answer"}. What is shown is ${age} old, as of ${clockTime(asOf)}; running phases continue without it.`;
     const wait = Math.ceil((connection.next - Date.now()) / 1000);
     byId("lost").querySelector(".next").textContent = wait > 0 ? `Next try in ${wait} s` : "Trying";
   }

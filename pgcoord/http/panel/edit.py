@@ -1,7 +1,7 @@
-"""The panel's pages that change what a phase is asked, or delete a phase or a feature.
+"""The panel's pages that edit a phase, or delete a phase or a feature.
 
-They are no actions of `pgcoord.actions`: an edit is an UPDATE of what a person words, and to delete
-is the right of the owner of the database, whom `serve` need not be.
+They are no actions of `pgcoord.actions`: an edit is an UPDATE of the columns that people edit;
+deleting requires the owner of the database, which `serve` need not be.
 """
 
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ _PROMPT = 4_000_000
 
 @error_page
 async def form(request: Request) -> Response:
-    """Answer with the form that has what a phase is asked."""
+    """Answer with the form to edit a phase."""
     async with state_of(request).acting(request) as conn:
         phase = await panel.editable_phase(conn, queue_id_of(request))
     return await _form(request, phase, _in_words(phase.needs), None)
@@ -44,8 +44,8 @@ async def form(request: Request) -> Response:
 async def edit(request: Request) -> Response:
     """Change a phase, and redirect to it; a refusal is shown on the form, with what was typed.
 
-    Only what differs from what the form was made of is changed. Refused if anybody has changed the
-    phase since.
+    Only fields that differ from the form's original are changed. Refused if the phase was changed
+    since.
     """
     form = await read_form(request, _PROMPT)
     async with state_of(request).acting(request) as conn:
@@ -126,7 +126,7 @@ def _url(queue_id: str) -> str:
 
 @dataclass(frozen=True)
 class _Target:
-    """What is to be deleted: its key, its page, the page that is left, and words."""
+    """The target of a deletion: its key, its page, the page to show afterwards, and words."""
 
     key: str | int
     url: str
@@ -161,7 +161,7 @@ async def _target(conn: Connection, request: Request) -> _Target:
         f"/features/{feature.id}",
         "/",
         f"feature {feature.id}, {feature.title}",
-        f"Also {format.plural(feature.total, 'phase')} and its history are deleted, too. Cancel"
+        f"Its {format.plural(feature.total, 'phase')} and its history are deleted, too. Cancel"
         " it instead to keep them.",
         f"delete from planned_features where id = {feature.id}",
     )

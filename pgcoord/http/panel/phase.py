@@ -271,7 +271,7 @@ async def _side(request: Request, queue_id: str, attempt: Attempt) -> _Side:
     except (NotFound, Refused) as error:
         return _Side(attempt, str(error))
     except FileNotFoundError:
-        return _Side(attempt, "Nothing was written, or it was removed.")
+        return _Side(attempt, "There was no output, or it was removed.")
     except OSError as error:
         return _Side(attempt, f"The log cannot be read: {error.strerror or error}.")
     return _Side(attempt, None, [(each, False) for each in part.text.split("\n")])

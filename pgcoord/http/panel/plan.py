@@ -245,7 +245,7 @@ _MOST_CHOICES = 20_000
 _MOST_ROWS = 60
 
 
-# What the form may ask for without that anything is stored.
+# The form's actions that store nothing.
 _SHOWS = ("check", "rows", "add")
 
 

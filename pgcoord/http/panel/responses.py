@@ -70,9 +70,9 @@ def error_page(handler: Handler) -> Handler:
             plain = await answer_error(request, error)
             context = {"error": error_view(error), "back": back_of(request), "title": "Refused"}
             if plain.status_code == 404:
-                context["title"] = "There is no such thing"
+                context["title"] = "Not found"
             elif isinstance(error, Locked):
-                context["title"] = "Somebody has it locked"
+                context["title"] = "Another session has locked it"
             elif plain.status_code == 503:
                 context |= {"title": "The database does not answer", "away": True}
                 if not acts:

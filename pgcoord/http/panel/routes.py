@@ -185,7 +185,7 @@ async def export_history(request: Request) -> Response:
         )
     async with state_of(request).acting(request) as conn:
         events = await _history_of(request).events(conn, _MOST_EXPORTED)
-    # Seconds of processor time, meanwhile the loop claims and reports.
+    # It takes seconds of processor time: in a thread, so that the loop continues.
     body = await asyncio.to_thread(_as_json if kind == "json" else _as_csv, events)
     media_type = "application/json" if kind == "json" else "text/csv"
     return Response(body, media_type=media_type, headers=_ATTACHED[kind])

@@ -100,7 +100,7 @@ async def act(request: Request) -> Response:
     if action is None:
         raise NotFound(f"{form.get('action', '')!r:.60} is not an action on several phases")
     if not picked:
-        raise InvalidInput("no phase was picked", hint="Tick those that are meant.")
+        raise InvalidInput("no phase was picked", hint="Tick the phases to act on.")
     number = read_number(form.get("priority", ""), 2**31 - 1) if action.number else None
     async with state_of(request).acting(request, kind="change") as conn:
         if not form.get("sure"):
