@@ -678,11 +678,11 @@ def test_a_skipped_phase_and_a_feature_that_cannot_go_on_say_so(
 ) -> None:
     desk.call("run", desk.plan("exit 3", "true", "true"))
     output = desk.say("status", "1").splitlines()
-    assert "├── cannot go on: phase 1 failed" in output
+    assert "├── cannot proceed: phase 1 failed" in output
     desk.say("skip", "1.1")
     output = desk.say("status", "1").splitlines()
     assert "├── ✓ skipped    1 Step 1" in output
-    assert not any("cannot go on" in line for line in output)
+    assert not any("cannot proceed" in line for line in output)
     [feature] = json.loads(desk.say("status", "1", "--json"))["features"]
     assert [phase["skipped"] for phase in feature["phases"]] == [True, False, False]
     result = desk.call("run", "--feature", "1")

@@ -1,4 +1,4 @@
-"""Real poolers and proxies before the server of a test: PgBouncer, pgpool-II, HAProxy."""
+"""Real poolers and proxies in front of a test's server: PgBouncer, pgpool-II, HAProxy."""
 
 import os
 import signal
