@@ -15,6 +15,25 @@ begin
     return old;
 end $$;
 
+-- Refuse (PC002) to truncate the table while a phase holds a slot: its process would run on unseen.
+create or replace function pgcoord_private.guard_phase_truncate() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_queue_id text;
+    v_status text;
+begin
+    select queue_id, status into v_queue_id, v_status from public.phase_queue where slot is not null
+    order by slot limit 1;
+    if found then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and holds a slot: phase_queue cannot be truncated', v_queue_id, v_status),
+            hint = 'Cancel what runs first: pgcoord.cancel_phase(queue_id, reason).';
+    end if;
+    return null;
+end $$;
+
 -- Log deleted phases and make their dependents wait.
 create or replace function pgcoord_private.settle_deleted_phases() returns trigger
 language plpgsql

@@ -61,6 +61,12 @@ create or replace trigger phase_queue_delete_settles after delete on public.phas
     referencing old table as old_rows
     for each statement execute function pgcoord_private.settle_deleted_phases();
 
+-- --- public.phase_queue: TRUNCATE
+
+-- Refuse to truncate while a phase holds a slot.
+create or replace trigger phase_queue_truncate_guards before truncate on public.phase_queue
+    for each statement execute function pgcoord_private.guard_phase_truncate();
+
 -- --- public.planned_features: INSERT
 
 -- Refuse values that readers cannot handle.

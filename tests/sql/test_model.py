@@ -426,9 +426,11 @@ class Coordination(RuleBasedStateMachine):
         self.replayed_slots = 3
         self.last_event = 0
         conn.execute(
+            "set session_replication_role = replica;"  # phases that hold a slot go, too
             "truncate planned_features, phase_queue, pgcoord.attempt, pgcoord.dependency,"
             " pgcoord.issue, pgcoord.errand cascade;"
             "truncate pgcoord.event;"
+            "reset session_replication_role;"
             "delete from pgcoord.slot; insert into pgcoord.slot select generate_series(1, 3);"
             "delete from pgcoord.free_slot;"
             "insert into pgcoord.free_slot select pool, number from pgcoord.slot;"

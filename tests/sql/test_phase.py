@@ -799,7 +799,15 @@ def test_a_phase_that_holds_a_slot_cannot_be_deleted(
         conn.execute("delete from phase_queue")
     with refused("PC002", f"{queue_id} is {status} and holds slot 1"):
         conn.execute("delete from planned_features")
+    with refused("PC002", f"{queue_id} is {status} and holds a slot"):
+        conn.execute("truncate planned_features cascade")
     assert phase(conn, queue_id)["slot"] == 1
+
+
+def test_tables_of_which_no_phase_holds_a_slot_can_be_truncated(conn: Connection) -> None:
+    add_feature(conn, {1: [], 2: [1]})
+    conn.execute("truncate planned_features cascade")
+    assert statuses(conn) == {}
 
 
 def test_deleting_a_feature_deletes_all_of_its_phases(conn: Connection, epoch: int) -> None:
