@@ -594,7 +594,7 @@ begin
     order by r.rank;
     if not found then
         raise exception using
-            errcode = 'PC001', message = format('there is no schedule %s', p_name),
+            errcode = 'PC001', message = format('there is no schedule %s', coalesce(p_name, 'null')),
             hint = 'select name from pgcoord.schedules shows those that exist.';
     end if;
 end $$;
