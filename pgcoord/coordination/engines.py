@@ -10,6 +10,7 @@ import asyncio
 import errno
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
@@ -497,7 +498,7 @@ class EngineSupervision(Supervision):
     async def disown(self) -> None:
         """Log the end that the job itself has reported; the watch ends a job that stays on."""
         self.process_gone = True
-        await self._copy_log(at_its_end=True)
+        await self._copy_log(now=True)
         move = await self._coordinator.execute_with_retry(
             lambda conn: claims.last_move(conn, self.assignment)
         )
@@ -643,10 +644,13 @@ class EngineSupervision(Supervision):
                 return
             await self._wait_for_news()
 
-    async def _copy_log(self, *, at_its_end: bool = False) -> None:
-        """Copy the job's output from an engine whose nodes share no folder, if it is its turn."""
-        if not at_its_end and not (self._begun and self._pool.watch.may_copy(self._watcher)):
-            return
+    async def _copy_log(self, *, now: bool = False) -> bool:
+        """Copy the job's output from an engine whose nodes share no folder; return whether it was.
+
+        Without *now*, only if it is its turn.
+        """
+        if not now and not (self._begun and self._pool.watch.may_copy(self._watcher)):
+            return False
         try:
             async with self._pool.watch.calls:
                 output = await self._pool.engine.log(self._job or self.name)
@@ -655,6 +659,14 @@ class EngineSupervision(Supervision):
                 await asyncio.to_thread(log.extend, output)
         except (NotNow, OSError) as error:
             logger.info("%s: its log is not copied now: %s", self.assignment, error)
+            return False
+        return True
+
+    async def _last_written(self) -> float | None:
+        """Return when the job last wrote; a log that is copied is copied first, as that is late."""
+        if not self._watcher.folder and not await self._copy_log(now=True):
+            return time.time()  # while the engine does not answer, no silence is known of
+        return await super()._last_written()
 
     async def _wait_for_news(self) -> None:
         with suppress(TimeoutError):
@@ -743,12 +755,15 @@ class EngineSupervision(Supervision):
                 await self._give_up("returned", words)
             elif listed or self._submissions >= _MOST_SUBMISSIONS:
                 tail = await asyncio.to_thread(engine_messages, Path(self.assignment.folder))
-                await self._give_up("failed", f"it ended before it began ({words}){tail}")
+                # The last line is the reason, which `why` shows, and no log of the phase has it.
+                before, _, last = tail.rpartition("\n")
+                words = f"it ended before it began ({words})" + (f": {last}" if last else "")
+                await self._give_up("failed", words + before)
             elif self._coordinator.leads.is_set():
                 await self._launch_again()
                 return False
             return True
-        await self._copy_log(at_its_end=True)
+        await self._copy_log(now=True)
         # `REFUSED` is the status of a copy that ran nothing, so not that of the one that began.
         statuses = (each.exit_status for each in listed if each.exit_status != REFUSED)
         status = next((each for each in statuses if each is not None), None)

@@ -397,7 +397,7 @@ class Supervision:
         # Of an attempt that was taken over, another coordinator may have recorded that.
         noted_quiet = None if self.assignment.started else False
         while True:
-            silence = max(0.0, time.time() - (await self.job.last_written() or began))
+            silence = max(0.0, time.time() - (await self._last_written() or began))
             is_quiet = silence >= limit
             if is_quiet is not noted_quiet:
                 await self._coordinator.execute_with_retry(
@@ -410,6 +410,10 @@ class Supervision:
                 )
                 noted_quiet = is_quiet
             await asyncio.sleep(min(limit, _RECHECK) if is_quiet else limit - silence)
+
+    async def _last_written(self) -> float | None:
+        """Return when the job last wrote to its log, in seconds since 1970; None if unknown."""
+        return await self.job.last_written()
 
     async def _end_in_time(self) -> None:
         await asyncio.sleep(await self._end_in)

@@ -31,6 +31,11 @@ _HOURS = re.compile(
     re.IGNORECASE,
 )
 
+_EFFORT = re.compile(
+    rf"^\W*(?:effort|estimated?|hours)\b[^\n:]{{0,20}}:[*_]*\s*{_NUMBER_OF_HOURS}\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+
 PREFIX = re.compile(
     rf"\s*(?:\*\*|__)?({KINDS})\s*(\d{{1,3}})[*_]*\s*(?:[:：.)–—]|-(?=\s))\s*",  # noqa: RUF001
     re.IGNORECASE,
@@ -43,10 +48,12 @@ _NUMBERS = (
     r"(?!\d)\s*\]?"
 )
 STATED = (
-    r"depends? on|blocked by|dependenc(?:y|ies)|prerequisites?"
+    r"depends? on|blocked by|dependenc(?:y|ies)|prerequisites?|stacked on|builds on"
     r"|abhängig von|hängt ab von|dépend de|depende de|依存|前提"
 )
-_NEEDS = rf"(?:{STATED}|needs|requires|after|once|nach|benötigt|après|después de)[*_]*[:：]?[*_]*"  # noqa: RUF001
+_NEEDS = (
+    rf"(?:{STATED}|needs|requires|after|once|nach|benötigt|après|después de)[*_]*(?: ?[:：])?[*_]*"  # noqa: RUF001
+)
 _AFTER = re.compile(
     rf" ?[\[(](?:[^\])]{{0,40}}[,;])? ?{_NEEDS}\s*{_KINDS}?({_NUMBERS})[^\])]{{0,80}}[\])]"
     rf"|[*_]*(?<![^\W_]){_NEEDS}\s*{_KINDS}({_NUMBERS})"
@@ -56,7 +63,7 @@ _AFTER = re.compile(
 )
 _NONE_NEEDED = re.compile(
     r" ?[\[(](?:blocking all|no dependenc(?:y|ies)|independent|depends on:? (?:nothing|none))"
-    r"[\])]|(?<!\S)[*_]*depends on:[*_]* *(?:nothing|none|-)(?!\S)\.?",
+    rf"[\])]|(?<!\S)[*_]*(?:{STATED})[*_]* ?[:：][*_]* *(?:nothing|none|n/a|[-–—])(?!\S)\.?",  # noqa: RUF001
     re.IGNORECASE,
 )
 _THEN = re.compile(
@@ -202,7 +209,7 @@ def _item(piece: Piece) -> tuple[Item, bool]:
         layer=layer or "core",
         section=piece.section,
         files=files,
-        hours=_hours(hours),
+        hours=_hours(hours or _EFFORT.search(text)),
         number=int(prefix[2]) if prefix else piece.number,
         after=after,
         then=max(piece.then, int(bool(_THEN.match(lead)))),

@@ -5,6 +5,7 @@ clauses. Text under "Background" or "Out of scope" is not work. `planner` makes 
 pieces; nothing here does.
 """
 
+import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -158,6 +159,9 @@ def _without_front_matter(lines: list[str]) -> list[str]:
     return [*rest[:title], "", "## Tasks", "", todos, "", "## Context", "", *rest[title:]]
 
 
+# Columns by which a line is the head of comma-separated values.
+_OF_EXPORTS = {"summary", "title", "issue key", "issue id"}
+
 # What begins an element of a list for people, though not in Markdown, with what does.
 _BULLETS = (
     (re.compile(r"(\s*)[•◦▪‣●∙]\s*"), r"\1- "),
@@ -171,10 +175,12 @@ _BULLETS = (
 def as_markdown(lines: list[str]) -> list[str]:
     """Return *lines*, changed so that Markdown sees what people do.
 
-    Lists with bullets of other kinds are lists; lines such as "Step 2: …" are paragraphs.
+    Lists with bullets of other kinds are lists; lines such as "Step 2: …" are paragraphs; tables
+    that an issue tracker exports are tables.
     """
-    found: list[str] = []
+    parts: list[str] = []
     fence = ""
+    lines = _with_tables(lines)
     steps = {i for i, line in enumerate(lines) if _is_step(line)}
     for i, line in enumerate(lines):
         mark = re.match(r" {0,3}(```+|~~~+)", line)
@@ -183,12 +189,41 @@ def as_markdown(lines: list[str]) -> list[str]:
         elif not fence:
             for pattern, replacement in _BULLETS:
                 line = pattern.sub(replacement, line) if pattern.match(line) else line
-            if i in steps and len(steps) > 1 and found and found[-1].strip():
-                found.append("")
-        found.append(line)
+            if i in steps and len(steps) > 1 and parts and parts[-1].strip():
+                parts.append("")
+        parts.append(line)
         if i in steps and len(steps) > 1 and line.rstrip().endswith(("**", "__")):
-            found.append("")
-    return found
+            parts.append("")
+    return parts
+
+
+def _with_tables(lines: list[str]) -> list[str]:
+    """Return *lines* with each table of comma-separated values, by its columns, as one of pipes."""
+    tables: list[str] = []
+    width = 0
+    for i, line in enumerate(lines):
+        row = _values(line) if width or line.count(",") > 1 else []
+        names = {name.strip().lower() for name in row}
+        if not width and names & _OF_EXPORTS and i + 1 < len(lines):
+            width = len(row) if len(_values(lines[i + 1])) == len(row) else 0
+            rule = [f"|{'---|' * width}"]
+        elif len(row) == width:
+            rule = []
+        else:
+            width = 0
+        if not width:
+            tables.append(line)
+            continue
+        cells = (" ".join(cell.replace("|", "/").split()) for cell in row)
+        tables += [f"| {' | '.join(cells)} |", *rule]
+    return tables
+
+
+def _values(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:  # a value beyond its limit
+        return []
 
 
 def _is_step(line: str) -> bool:
@@ -535,6 +570,7 @@ def _step(block: _Block, match: re.Match[str], until: int, lines: list[str], sec
     title = match["title"].strip()
     if block.level == _OF_PARAGRAPH and not title.endswith(("**", "__")):
         body = f"{title}\n\n{body}".strip()
+        title = re.split(r"\n(?=\W*\w[\w ]{0,20}[:：])", title, maxsplit=1)[0].rstrip()  # noqa: RUF001
     number = number_of(match)
     is_part = bool(match["minor"] or match["part"])
     boxes = re.findall(r"^\s*[-+*] \[([ xX])\]", body, re.MULTILINE)
@@ -605,7 +641,9 @@ def _needs_of_cell(cell: str, before: list[Piece]) -> str:
     return " ".join(map(str, numbers_in(cell))) or "none"
 
 
-_NEEDS_COLUMN = re.compile(r"depend|after|needs|blocked|prerequisite|requires")
+_NEEDS_COLUMN = re.compile(
+    r"depend|after|needs|blocked|prerequisite|requires|abhängig|vorgänger|dépend|依存|前提"
+)
 _HOURS_COLUMN = re.compile(r"hours|h$|estimate")
 # A line that begins something of its own for its author, and for Markdown goes on with a paragraph.
 _ENUMERATED = re.compile(

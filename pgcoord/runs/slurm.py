@@ -192,7 +192,8 @@ def _read(lines: str) -> Iterator[tuple[str, ListedJob]]:
             continue
         job, state, reason, nodes, status, name = parts
         if state in _WAITING:
-            yield name, ListedJob(job, EngineState.WAITING, reason)
+            words = state if reason == "None" else reason  # it has not looked at the job yet
+            yield name, ListedJob(job, EngineState.WAITING, words)
         elif state in _RUNNING:
             yield name, ListedJob(job, EngineState.RUNNING, state, nodes or None)
         else:

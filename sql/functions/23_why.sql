@@ -235,7 +235,7 @@ begin
     if not found then
         raise exception using
             errcode = 'PC001',
-            message = format('there is no phase %s', p_queue_id),
+            message = format('there is no phase %s', coalesce(p_queue_id, 'null')),
             hint = 'select queue_id from phase_queue shows those that exist.';
     end if;
     return query

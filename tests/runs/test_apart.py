@@ -105,6 +105,26 @@ async def test_a_further_attempt_is_asked_with_the_failure_of_the_last(
         await until_it_ends(Path(attempts[1]["folder"]) / "log", "was: exit 7\n")
 
 
+@pytest.mark.scale
+async def test_a_job_whose_log_is_copied_late_is_not_taken_for_quiet(
+    dsn: str, tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "ASKS", (600.0, 600.0))  # so no copy but of the first answer
+    work = scripts(pool=pool.name, quiet=timedelta(seconds=5), quiet_ends=True)
+    async with served(dsn, tmp_path, work=work, pool=pool), watching(dsn) as watch:
+        await watch.submit(f"while [ ! -e {tmp_path}/stop ]; do echo x; sleep 0.1; done")
+        await watch.until_statuses("running")
+        log = Path((await attempt_of(watch))["folder"]) / "log"
+        sizes = {0}
+        while len(sizes) < 4 and not await watch.all(
+            "select 1 from phase_queue where status = 'failed'"
+        ):
+            await asyncio.sleep(0.1)
+            sizes.add(log.stat().st_size if log.exists() else 0)
+        (tmp_path / "stop").touch()
+        await watch.until_statuses("completed")
+
+
 async def test_a_log_is_copied_where_another_host_made_the_folder(
     dsn: str, tmp_path: Path, pool: Pool
 ) -> None:

@@ -285,6 +285,21 @@ def test_a_file_made_within_a_tick_of_the_folders_clock_is_seen(tmp_path: Path) 
     assert not watcher.has_changed()
 
 
+async def test_why_a_job_never_began_is_said_in_the_first_line(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        (job.order.folder / "engine.log").write_text("loading modules\npython3: not found\n")
+        job.end(127)
+        await watch.until_statuses("failed")
+    error = (await watch.one("select error from pgcoord.attempt"))["error"]
+    assert re.fullmatch(
+        r"it ended before it began \(job 1: .*\): python3: not found\nloading modules", error
+    )
+
+
 async def test_a_full_shared_disk_delays_a_phase_and_says_so(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, disk: Path
 ) -> None:

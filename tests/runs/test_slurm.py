@@ -11,7 +11,7 @@ from support.slurm import Slurm as Cluster
 
 from pgcoord.coordination.launching import EngineState, ListedJob, Order
 from pgcoord.errors import CannotStart, NotNow
-from pgcoord.runs.slurm import Slurm
+from pgcoord.runs.slurm import Slurm, _read
 
 INSTALLATION = "0123456789abcdef"
 
@@ -178,3 +178,8 @@ async def test_doctor_reports_faults_of_the_engine(slurm: Cluster, engine: Slurm
     assert [(each.level, each.words) for each in await away.check()] == [
         ("fail", "scontrol is not installed on this machine")
     ]
+
+
+def test_a_job_that_slurm_has_not_looked_at_is_pending_for_no_reason() -> None:
+    lines = "7|PENDING|None||0|pgcoord-a\n8|PENDING|Priority||0|pgcoord-b\n"
+    assert [seen.words for _, seen in _read(lines)] == ["PENDING", "Priority"]

@@ -411,3 +411,19 @@ def test_listeners_learn_which_feature_changed(conn: Connection, epoch: int) -> 
     assert messages == [str(first), str(second)]
     set_slots(conn, 4)
     assert messages == [str(first), str(second), ""]
+
+
+NAMELESS: Any = [
+    "pgcoord.complete_phase(null)",
+    "pgcoord.cancel_phase(null, 'why')",
+    "pgcoord.why(null)",
+    "pgcoord.cancel_feature(null, 'why')",
+    "pgcoord.delete_schedule(null)",
+]
+
+
+@pytest.mark.parametrize("call", NAMELESS)
+def test_what_names_nothing_is_told_so(conn: Connection, call: str) -> None:
+    with pytest.raises(psycopg.Error, match=r"there is no \w+ null") as caught:
+        conn.execute(f"select * from {call}".encode())
+    assert (caught.value.sqlstate, bool(caught.value.diag.message_hint)) == ("PC001", True)
