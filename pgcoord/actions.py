@@ -53,7 +53,7 @@ class Action:
     """The command, and the last part of the addresses of REST and panel."""
     summary: str
     """The summary in the API's description."""
-    said: str
+    message: str
     """The output of the command, with {target}, {result} and {number}."""
     returns: Literal["status", "count", "feature", "nothing"] = "status"
     """`feature`: the id of a feature that it has created."""
@@ -284,7 +284,7 @@ ACTIONS = (
         ("slots", "pool"),
         "slots",
         "Set how many phases of a pool run at once; a lower number ends none",
-        said="",  # the command shows the slots, set or not
+        message="",  # the command shows the slots, set or not
         returns="nothing",
         operation="PUT /slots",
     ),

@@ -70,10 +70,10 @@ class Figure:
     @property
     def verdict(self) -> str | None:
         """The worse of the verdicts on the value and on its 99th percentile."""
-        given = [self.goal.verdict(self.value, self.slowness)] if self.goal else []
+        verdicts = [self.goal.verdict(self.value, self.slowness)] if self.goal else []
         if self.goal_p99 and self.p99 is not None:
-            given.append(self.goal_p99.verdict(self.p99, self.slowness))
-        return min(given, key=VERDICTS.index, default=None)
+            verdicts.append(self.goal_p99.verdict(self.p99, self.slowness))
+        return min(verdicts, key=VERDICTS.index, default=None)
 
     @property
     def misses_limit(self) -> bool:

@@ -56,7 +56,7 @@ def bare(dsn: str) -> Iterator[Floor]:
 
 def _claim_from_floor(dsn: str) -> None:
     """Claim a job of the floor's table each time one is completed, until killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for our parent process
 
     async def claim() -> None:
         async with (

@@ -128,10 +128,10 @@ class Chain:
 
     def _await_start(self, number: int) -> None:
         readable, _, _ = select.select([self._started], [], [], PATIENCE)
-        said = os.read(self._started, 100).decode().strip() if readable else "nothing"
-        if said != str(number):
+        output = os.read(self._started, 100).decode().strip() if readable else "nothing"
+        if output != str(number):
             raise CannotStart(
-                f"phase {number} was not started (the processes said {said});"
+                f"phase {number} was not started (the processes said {output});"
                 f" the coordinator: {self._coordinator.last_words()}"
             )
 

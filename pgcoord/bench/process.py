@@ -39,8 +39,8 @@ class Coordinator:
         """
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.runs():
-            if found := re.search(r"serving on http://(\S+)\n", self._said()):
-                return found[1]
+            if match := re.search(r"serving on http://(\S+)\n", self._said()):
+                return match[1]
             time.sleep(0.005)
         raise CannotStart(f"the coordinator serves nothing: {self.last_words()}")
 

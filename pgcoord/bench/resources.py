@@ -89,7 +89,7 @@ def _watch_statements(admin: Connection, name: str, seconds: float) -> tuple[int
     seen: set[tuple[int, object]] = set()
     visited = False
     begun = time.monotonic()
-    known = {(pid, at) for pid, _, at in admin.execute(statement("sessions"), [name])}
+    sessions = {(pid, at) for pid, _, at in admin.execute(statement("sessions"), [name])}
     while (spent := time.monotonic() - begun) < seconds:
         for pid, ours, at in admin.execute(statement("sessions"), [name]):
             visited = visited or not ours
@@ -97,7 +97,7 @@ def _watch_statements(admin: Connection, name: str, seconds: float) -> tuple[int
                 seen.add((pid, at))
         time.sleep(0.02)
     (later,) = row(admin, "transactions", name)
-    statements = len(seen - known)
+    statements = len(seen - sessions)
     return (statements if visited else max(statements, later - transactions)), spent
 
 

@@ -44,11 +44,11 @@ def scratch_databases(admin: Connection, dsn: str) -> Iterator[Callable[..., str
                 f"user {admin.info.user!r} may not create databases, and bench works in its own",
                 hint=f'alter role "{admin.info.user}" createdb lets it; or --dsn another user.',
             ) from error
-        made = make_conninfo(dsn, dbname=names[-1], application_name=NAME)
+        scratch_dsn = make_conninfo(dsn, dbname=names[-1], application_name=NAME)
         if with_schema:
-            with connected(made) as conn:
+            with connected(scratch_dsn) as conn:
                 schema.upgrade(conn)
-        return made
+        return scratch_dsn
 
     try:
         yield make
@@ -84,16 +84,16 @@ def composed(name: str, *values: sql.Composable, **named: sql.Composable) -> sql
 
 def row(conn: Connection, name: str, *values: object) -> tuple[Any, ...]:
     """Run the statement *name*; return its one row."""
-    found: tuple[Any, ...] | None = conn.execute(statement(name), values or None).fetchone()
-    assert found is not None
-    return found
+    record: tuple[Any, ...] | None = conn.execute(statement(name), values or None).fetchone()
+    assert record is not None
+    return record
 
 
 def await_another(listener: Connection, pid: int) -> None:
     """Block until a session other than *pid* notifies; raise `CannotStart` after `PATIENCE`."""
     deadline = time.monotonic() + PATIENCE
-    while (left := deadline - time.monotonic()) > 0:
-        if any(notice.pid != pid for notice in listener.notifies(timeout=left, stop_after=1)):
+    while (remaining := deadline - time.monotonic()) > 0:
+        if any(notice.pid != pid for notice in listener.notifies(timeout=remaining, stop_after=1)):
             return
     raise CannotStart(f"nothing was claimed for {PATIENCE:.0f} s")
 

@@ -81,9 +81,9 @@ def _drained_in_rounds(conn: Connection, epoch: int, total: int) -> float:
     begun = time.perf_counter()
     ended, ends = 0, list[Any]()
     while ended < total:
-        found = conn.execute(statement("record_and_claim"), [epoch, Jsonb(ends)]).fetchall()
+        claimed = conn.execute(statement("record_and_claim"), [epoch, Jsonb(ends)]).fetchall()
         ended += len(ends)
-        ends = [{"kind": "exited", "attempt_id": attempt, "exit_code": 0} for (attempt,) in found]
+        ends = [{"kind": "exited", "attempt_id": attempt, "exit_code": 0} for (attempt,) in claimed]
         if not ends and ended < total:
             raise CannotStart(f"{ended} of {total} phases were drained, then no more")
     return time.perf_counter() - begun
@@ -100,8 +100,8 @@ def _drained(dsn: str, claim: tuple[str, list[Any]], complete: str, wake: str, t
 
     def keep_completing() -> None:
         with connected(dsn) as conn:
-            while (taken := waiting.get()) is not None:
-                conn.execute(statement(complete), [taken])
+            while (attempt := waiting.get()) is not None:
+                conn.execute(statement(complete), [attempt])
 
     name, arguments = claim
     with connected(dsn) as listener, connected(dsn) as conn, ThreadPoolExecutor(3) as threads:

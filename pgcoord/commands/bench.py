@@ -124,7 +124,7 @@ def print_report(report: "Report", before: Mapping[str, float] | None = None) ->
 
     console = terminal()
     compared = ("before", "÷ before") if before else ()
-    # On a narrow terminal the verdict stands for both, else words would be cut.
+    # On a narrow terminal the verdict replaces both, since words would be cut otherwise.
     goals = () if before and console.width < _WIDE else ("limit", "aim")
     table = Table(box=None, pad_edge=False)
     table.add_column("what", min_width=_LONGEST_WORD)

@@ -115,8 +115,8 @@ def running_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     server = existing_server(surroundings)
     if moved := server.moved_from:
         raise DatabaseUnusable(
-            f"{moved} was moved while its Postgres ran, which cannot go on so",
-            hint="Nothing is lost: 'pgcoord db start' starts it anew where it is now.",
+            f"{moved} was moved while its Postgres ran, and so cannot continue",
+            hint="Nothing is lost: 'pgcoord db start' restarts it in its present folder.",
         )
     if not server.running():
         raise DatabaseUnusable(
@@ -214,7 +214,7 @@ def connected_to(dsn: str) -> "closing[Any]":
 async def session(dsn: str) -> AsyncIterator["Connection"]:
     """Open an autocommit connection, closed with the block. Raises `DatabaseUnusable`.
 
-    Where a statement waits for a lock, stderr says who holds it.
+    While a statement waits for a lock, stderr names the session that holds it.
     """
     import asyncio
 
@@ -229,12 +229,12 @@ async def session(dsn: str) -> AsyncIterator["Connection"]:
 
 
 async def _show_lock_holder(dsn: str, conn: "Connection") -> None:
-    """Say on stderr, each time it is another one, which session *conn* waits for."""
+    """Print on stderr the session for which *conn* waits, whenever that changes."""
     import asyncio
 
     import psycopg
 
-    said = None
+    shown = None
     while True:
         await asyncio.sleep(_LOCK_SECONDS)
         if conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
@@ -245,10 +245,10 @@ async def _show_lock_holder(dsn: str, conn: "Connection") -> None:
         with suppress(psycopg.Error, CoordError):
             async with await connect(dsn) as other:
                 holder = await reads.blocked_by(other, conn.info.backend_pid)
-            if holder and holder != said:
-                said = holder
+            if holder and holder != shown:
+                shown = holder
                 say(f"pgcoord: waits for a lock of {holder}", err=True)
-                say("  It goes on when that transaction ends; Ctrl-C gives up.", err=True)
+                say("  It continues when that transaction ends; Ctrl-C cancels.", err=True)
 
 
 @asynccontextmanager
@@ -283,7 +283,7 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
         check_schema(dsn)  # raises with the difference, and the command to run
         raise
     except NotFound as error:
-        # The functions of the database tell those who use SQL where to look.
+        # The hints of SQL functions name a query; here they name a command.
         error.hint = _SHOWN_BY.get(error.hint or "", error.hint)
         raise
     except psycopg.OperationalError as error:

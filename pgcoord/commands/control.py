@@ -259,7 +259,7 @@ async def _perform(
     result = await actions.perform(conn, action, target, reason=reason, number=amount)
     names = {"phase": str(target), "feature": f"feature {target}", "all": "everything"}
     outcome = counted(int(result or 0), "phase") if action.returns == "count" else result
-    line = action.said.format(
+    line = action.message.format(
         target=names[action.scope], result=outcome, number=_in_words(action, number)
     )
     further = _FURTHER.get(action.name)
@@ -391,16 +391,16 @@ def slots(
         if number is not None:
             await actions.perform(conn, BY_NAME["set_slots"], None, number=number, pool=pool)
         pools = await reads.pools(conn)
-        asked = [
+        wanted_pools = [
             each
             for each in pools
             if each.pool == (pool or ("local" if number is not None else each.pool))
         ]
-        if not asked:
+        if not wanted_pools:
             raise NotFound(f"there is no pool {pool}", hint=_pools_in_words(pools))
         current = await reads.slots(conn)
-        words = "\n".join(_slots_in_words(each, current, len(pools) > 1) for each in asked)
-        return Answer(words, [asdict(each) for each in asked])
+        words = "\n".join(_slots_in_words(each, current, len(pools) > 1) for each in wanted_pools)
+        return Answer(words, [asdict(each) for each in wanted_pools])
 
     act(ctx, dsn, change, as_json=as_json)
 

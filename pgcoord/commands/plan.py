@@ -173,10 +173,13 @@ def show_check(path: Path, read: "Plan", as_json: bool) -> None:
         if not each.is_completed
     ]
     analysis = analyse(to_do, _USUAL_SLOTS)
-    taken = {each.number: dict(each.taken) for each in read.phases}
+    lines_by_phase = {each.number: dict(each.taken) for each in read.phases}
     if as_json:
         planning = {"source": "file", "notes": list(read.notes), **analysis.as_json()}
-        lines = {each.number: {"heading": each.line, **taken[each.number]} for each in read.phases}
+        lines = {
+            each.number: {"heading": each.line, **lines_by_phase[each.number]}
+            for each in read.phases
+        }
         say_json(
             {"id": None, "title": read.title, "phases": rows, "planning": planning, "lines": lines}
         )

@@ -65,7 +65,7 @@ _LOOKS = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A feature and its phases at one moment; *standstill*: why it cannot go on, in words."""
+    """A feature and its phases at one moment; *standstill*: why it cannot proceed, in words."""
 
     feature: Feature
     phases: Sequence[BoardPhase]
@@ -304,7 +304,7 @@ def feature_tree(snapshot: Snapshot, *, rows: int | None = None) -> Tree:
     """
     tree = Tree(feature_line(snapshot.feature), guide_style="dim")
     if snapshot.standstill:
-        tree.add(_one_line((f"cannot go on: {clean(snapshot.standstill)}", "bold yellow")))
+        tree.add(_one_line((f"cannot proceed: {clean(snapshot.standstill)}", "bold yellow")))
     phases = list(snapshot.phases)
     room = len(phases) if rows is None else max(rows, 4)
     completed = [phase for phase in phases if phase.status == "completed"]

@@ -1,4 +1,4 @@
-"""The command that replaces itself by psql: psql."""
+"""The command psql, which replaces this process by psql."""
 
 import os
 import shutil

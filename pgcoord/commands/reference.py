@@ -30,8 +30,8 @@ _VARIABLE = re.compile(r"\bPGCOORD_[A-Z]+(?:_[A-Z]+)*\b")
 _HEADER = """# Reference
 
 Every key, placeholder, variable and status. This page is generated from the code (`make
-reference`), and `pgcoord help TOPIC` prints its parts where there is no checkout. It says what
-there is; the documents beside it say how to use it.
+reference`), and `pgcoord help TOPIC` prints its parts where there is no checkout. It is
+complete; the other documents explain the use.
 """
 
 
@@ -157,8 +157,8 @@ def _plan() -> Iterator[Table]:
     ]
     text = (
         "`# Title` begins a plan, `## Phase 1: Title` each phase; a phase's keys stand directly"
-        " below its heading, one `Key: value` a line, and what follows is its prompt. `Budget: $5`"
-        " in the first line below the title is what all of it may cost."
+        " below its heading, one `Key: value` a line, and the rest is its prompt. `Budget: $5`"
+        " in the first line below the title is the budget of the feature."
     )
     yield Table("Keys of a phase", ("key", "takes", ""), rows, text)
 
@@ -179,9 +179,9 @@ def _environment() -> Iterator[Table]:
     from pgcoord.configuration.model import PASSED_ON
 
     titles = {
-        "phase": "What the process of a phase gets",
-        "pgcoord": "What pgcoord itself reads",
-        "notify": "What the command of a [notify.NAME] gets",
+        "phase": "Of the process of a phase",
+        "pgcoord": "Of pgcoord itself",
+        "notify": "Of the command of a [notify.NAME]",
         "inner": "Between pgcoord's own parts",
     }
     texts = {
@@ -223,8 +223,9 @@ def _json() -> Iterator[Table]:
         "Of each command",
         ("command", "prints", ""),
         [(name, shape, meaning) for name, (shape, meaning) in words()["json"].items()],
-        "`--json` prints one object, or in brackets a list of objects, on stdout; what is refused"
-        " is told on stderr as ever. `result` prints JSON by itself. Times are ISO 8601 with their"
+        "`--json` prints one object, or in brackets a list of objects, on stdout; refusals are"
+        " printed on stderr as always. `result` prints JSON by itself. Times are ISO 8601 with"
+        " their"
         " offset. Later releases may add keys.",
     )
 

@@ -203,7 +203,7 @@ def _at(slot: "Slot") -> str:
 def _header(standing: _Standing) -> list[Any]:
     from rich.text import Text
 
-    # Slots are cut at the width of the terminal; what says what to do is wrapped.
+    # Slots are cut at the width of the terminal; advice is wrapped.
     lines = []
     for pool in standing.pools:
         slots = [each for each in standing.slots if each.pool == pool.pool]
@@ -304,7 +304,7 @@ def why(
             from pgcoord.database import schedules
 
             with suppress(NotFound):
-                async with conn.transaction():  # of a connection that shall still be of use
+                async with conn.transaction():  # of a connection that is used afterwards
                     return await schedules.why_schedule(conn, target)
             raise
         return await reads.why(conn, queue_id)

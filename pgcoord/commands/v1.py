@@ -1,4 +1,4 @@
-"""The command that takes over a database of version 1, or gives it back."""
+"""The command that migrates a database of version 1, or undoes that."""
 
 import textwrap
 from collections import Counter

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pgcoord.http.state import AppState
     from pgcoord.planner.planning import FeaturePlanner
 
-# Most seconds that clients wait for a coordinator that has not the lead yet.
+# The most seconds that clients wait for a coordinator that does not lead yet.
 _MOST_WAIT = 0.5
 
 
@@ -50,7 +50,7 @@ class WebServer:
         self._state: AppState | None = None
 
     def note_obstacle(self, obstacle: str | None) -> None:
-        """Have /readyz say *obstacle*; None: the coordinator can work."""
+        """Make /readyz answer with *obstacle*; None: the coordinator can work."""
         self._obstacle = obstacle
         if obstacle:
             self._hindered.set()
@@ -80,9 +80,8 @@ class WebServer:
             yield
 
     async def serve_beside(self, working: asyncio.Task[None]) -> None:
-        """Serve until *working*, which leads, is done, from when it leads, or meets an obstacle.
-
-        Raises what *working* raises.
+        """Start serving once *working* leads or meets an obstacle; serve until *working* is done.
+        Raises the errors of *working*.
         """
         starts = [
             asyncio.create_task(self._coordinator.leads.wait()),

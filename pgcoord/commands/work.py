@@ -349,12 +349,12 @@ def _configuration(surroundings: Surroundings, config: Path | None) -> "Configur
 
 def _configuration_to_serve(surroundings: Surroundings, config: Path | None) -> "Configuration":
     """Read the configuration, and the plans of its schedules. Raises `InvalidConfiguration`."""
-    found = _configuration(surroundings, config)
-    if not found.schedules:  # then no plan is read, and nothing that reads one is imported
-        return found
+    configuration = _configuration(surroundings, config)
+    if not configuration.schedules:  # then no plan is read, and nothing that reads one is imported
+        return configuration
     from pgcoord.plan.files import read_schedules
 
-    return read_schedules(found)
+    return read_schedules(configuration)
 
 
 def _coordinator(

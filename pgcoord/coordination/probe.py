@@ -37,7 +37,7 @@ _APART = 2.0
 class _Answer:
     """The job's message, which arrived between *asked_at* and *heard_at*."""
 
-    said: Mapping[str, Any]
+    message: Mapping[str, Any]
     asked_at: float
     heard_at: float
 
@@ -146,7 +146,7 @@ async def _message_of(
 
 
 def _findings(answer: _Answer, order: Order, took: float) -> list[Finding]:
-    message = answer.said
+    message = answer.message
     node = f"node {message['node']}"
     findings = [
         Finding(

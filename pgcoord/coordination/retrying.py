@@ -185,12 +185,15 @@ class Retrying:
     async def pause(self, backoff: Backoff, error: Exception, subject: str = "") -> None:
         """Log *error*, and wait for the next delay of *backoff*, or until stopped.
 
-        Logs a repeated error at DEBUG; with *subject*, every error but the first.
+        Logs a repeated error at DEBUG; with *subject*, every error but the first. A hint is logged
+        with it.
         """
         self.interruptions += not isinstance(error, AnotherLeads)
         seconds = backoff.next()
         level = logging.DEBUG if backoff.repeats(subject or message_of(error)) else logging.WARNING
-        logger.log(level, "%strying again in %.2f s: %s", subject, seconds, message_of(error))
+        hint = f" ({error.hint})" if isinstance(error, CoordError) and error.hint else ""
+        words = f"{message_of(error)}{hint}"
+        logger.log(level, "%strying again in %.2f s: %s", subject, seconds, words)
         await self.unless_stopped(asyncio.sleep(seconds))
 
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:

@@ -260,6 +260,10 @@ def connect_blocking(dsn: str) -> psycopg.Connection[Any]:
     return conn
 
 
+# The socket of an embedded Postgres, in its state folder or elsewhere, as libpq's errors name it.
+_EMBEDDED = re.compile(r"/(\.pgcoord/postgres|pgcoord_[0-9a-f]{16})/\.s\.PGSQL")
+
+
 def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> DatabaseUnusable:
     """Return a failed connection as `DatabaseUnusable`, with a message of one line.
 
@@ -280,6 +284,8 @@ def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> Da
             "That is PgBouncer in statement mode. Give the address of the server itself, or of a"
             " pool in session mode."
         )
+    elif sqlstate is None and _EMBEDDED.search(message):
+        hint = "It is embedded: 'pgcoord db start' starts it, if it is down."
     return DatabaseUnusable(f"the database cannot be used: {message}", hint=hint, sqlstate=sqlstate)
 
 

@@ -155,10 +155,10 @@ def other_lines(lines: list[str], starts: list[Heading], numbers: set[int]) -> I
     for i, line in outside_of_code(lines):
         match = _PHASE_OF_LINE.match(line) if i > first and i not in headings else None
         if match and number_of(match["number"]) not in numbers:
-            said = line.strip()
+            text = line.strip()
             yield (
                 i + 1,
-                f'{said!r:.60} is text: a phase begins with "## Phase {match["number"]}: Title"',
+                f'{text!r:.60} is text: a phase begins with "## Phase {match["number"]}: Title"',
             )
 
 

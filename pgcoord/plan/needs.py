@@ -93,9 +93,9 @@ def read_needs(
 
     Return the title without them. Prose that names no phase ("Dependencies: numpy") is ignored.
     """
-    found = NEED_OF_TITLE.search(title)
-    found = found if found and _names_phases(found["value"], _is_certain(found["key"])) else None
-    needs = [(line, found["value"])] if found else []
+    need = NEED_OF_TITLE.search(title)
+    need = need if need and _names_phases(need["value"], _is_certain(need["key"])) else None
+    needs = [(line, need["value"])] if need else []
     needs += [(first_line + i, match["value"]) for i, match in needs_of_prose(body)]
     for number, text in needs:
         try:
@@ -111,7 +111,7 @@ def read_needs(
             )
     expected = "Depends on: expected its phases on one line, such as 'Depends on: 1, 2'"
     problems += [(first_line + i, expected) for i in _labels_of_lists(body)]
-    return title[: found.start()] if found else title
+    return title[: need.start()] if need else title
 
 
 def unread_needs(section: Section, lines: list[str]) -> Iterator[Problem]:
@@ -127,10 +127,10 @@ def unread_needs(section: Section, lines: list[str]) -> Iterator[Problem]:
                 numbers = {number_of(each[0]) for each in _NUMBER.finditer(match["phases"])}
                 if not numbers or max(numbers) >= section.number or numbers == {section.number - 1}:
                     continue
-                said = " ".join(match["phases"].split())
+                phases = " ".join(match["phases"].split())
                 yield (
                     section.line + i,
-                    f"{said!r:.60} is not read as a dependency of phase {section.number}:"
+                    f"{phases!r:.60} is not read as a dependency of phase {section.number}:"
                     " if it is one, say it by 'Depends on: …' below the heading",
                 )
                 break

@@ -178,7 +178,7 @@ def as_markdown(lines: list[str]) -> list[str]:
     Lists with bullets of other kinds are lists; lines such as "Step 2: …" are paragraphs; tables
     that an issue tracker exports are tables.
     """
-    found: list[str] = []
+    parts: list[str] = []
     fence = ""
     lines = _with_tables(lines)
     steps = {i for i, line in enumerate(lines) if _is_step(line)}
@@ -189,12 +189,12 @@ def as_markdown(lines: list[str]) -> list[str]:
         elif not fence:
             for pattern, replacement in _BULLETS:
                 line = pattern.sub(replacement, line) if pattern.match(line) else line
-            if i in steps and len(steps) > 1 and found and found[-1].strip():
-                found.append("")
-        found.append(line)
+            if i in steps and len(steps) > 1 and parts and parts[-1].strip():
+                parts.append("")
+        parts.append(line)
         if i in steps and len(steps) > 1 and line.rstrip().endswith(("**", "__")):
-            found.append("")
-    return found
+            parts.append("")
+    return parts
 
 
 def _with_tables(lines: list[str]) -> list[str]:

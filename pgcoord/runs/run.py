@@ -294,7 +294,9 @@ class Run:
         These are the processes of its session and, where the system shows environments, those in
         any session whose environment has its prompt file.
         """
-        return [LeftBehind(found.pid, system.command_line(found.pid)) for found in self._others()]
+        return [
+            LeftBehind(process.pid, system.command_line(process.pid)) for process in self._others()
+        ]
 
     @contextmanager
     def _starting(self) -> Iterator[int]:

@@ -158,7 +158,7 @@ class Commands:
 
     def _command(self, key: str, values: Mapping[str, str]) -> list[str]:
         return [
-            re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), word)
+            re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), word)
             for word in self._settings[key]
         ]
 

@@ -713,8 +713,8 @@ class Worktree:
             text = (self.folder / ".git").read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             return None
-        found = re.match(r"gitdir: (.*)\n?$", text)
-        return Path(self.folder, found.group(1)).resolve() if found else None
+        link = re.match(r"gitdir: (.*)\n?$", text)
+        return Path(self.folder, link.group(1)).resolve() if link else None
 
     def _place(self) -> Path:
         """Return the git directory of this worktree alone.

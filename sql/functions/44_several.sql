@@ -144,7 +144,7 @@ begin
             order by r.key
         ))::jsonb;
         raise exception using errcode = 'PC099', message = 'taken back';
-    exception when sqlstate 'PC099' then    -- (PC000 would be all of class PC)
+    exception when sqlstate 'PC099' then    -- (as a condition, PC000 would match all of class PC)
         null;
     end;
     return query

@@ -64,7 +64,7 @@ begin
     perform pgcoord.submit_feature(p_feature);
     raise exception using errcode = 'PC099', message = 'taken back';
 exception
-    when sqlstate 'PC099' then    -- (PC000 would be all of class PC)
+    when sqlstate 'PC099' then    -- (as a condition, PC000 would match all of class PC)
         null;
     when others then
         get stacked diagnostics v_state = returned_sqlstate, v_message = message_text, v_hint = pg_exception_hint;

@@ -1,4 +1,4 @@
-"""The presets of agents against the real programs, which talk to a model of ours on loopback.
+"""The presets of agents with the real programs, which use a fake model on loopback.
 
 They are installed from npm once, below .agents; without npm, or a registry, they are skipped.
 """
@@ -102,7 +102,7 @@ def test_an_agent_works_tells_what_it_does_and_what_it_cost(
     assert [line for line in lines if line.startswith("  → ") and "new.txt" in line], lines
     assert not [line for line in lines if line.startswith('{"')], lines
     assert result["summary"] == "It is written."
-    if agent != "copilot":  # which tells no tokens
+    if agent != "copilot":  # which reports no tokens
         assert result["tokens_in"] == 2000
         assert result["tokens_out"] == 200
     if agent in ("claude", "opencode"):

@@ -177,7 +177,7 @@ def test_two_runs_see_both_their_features_through(desk: Desk, conn: Connection) 
     until(conn.info.dsn, "count(*) = 2 from pgcoord.coordinator")  # the second one leads
     gates[1].write_text("go on")
     assert [each.wait() for each in runs] == [0, 0]
-    assert "'pgcoord serve' takes over" not in runs[0].said, "the second one has taken over"
+    assert "'pgcoord serve' takes over" not in runs[0].output, "the second one has taken over"
     assert statuses(conn, 2) == {1: "completed", 2: "completed"}
 
 
@@ -204,7 +204,7 @@ def test_run_names_cancelled_phases_with_the_reason(desk: Desk) -> None:
     assert desk.say("cancel", "1.2", "--reason", "wrong branch") == "queue-1-2 is cancelled"
     gate.write_text("go on")
     assert run.wait() == 1
-    assert run.said.splitlines()[-2] == (
+    assert run.output.splitlines()[-2] == (
         "feature 1 (A plan): 1 of 2 phases completed; phase 2 cancelled: wrong branch"
     )
 
@@ -263,7 +263,7 @@ def test_an_interrupted_run_names_processes_that_it_leaves_running(
     assert run.wait() == status
     left = run.until(r"left running: queue-1-1 \(pid (\d+)\); 'pgcoord serve' takes over")
     os.kill(int(left[1]), 0)
-    assert "Traceback" not in run.said
+    assert "Traceback" not in run.output
     assert statuses(conn) == {1: "running", 2: "queued"}
 
 
@@ -278,7 +278,7 @@ def test_run_draws_a_tree_on_a_terminal(desk: Desk) -> None:
     assert run.wait() == 0
     run.until(r"Feature 1: A plan  2/2 \(100 %\) completed\r\n├── ✓ completed  1 Step 1 · \d\.\d s")
     run.until(r"feature 1 \(A plan\) completed: 2 phases in \d\.\d s\r\n$")
-    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", run.said), "colours, in spite of NO_COLOR"
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", run.output), "colours, in spite of NO_COLOR"
 
 
 def test_run_goes_on_when_the_database_was_restarted(bare_desk: Desk) -> None:
@@ -315,7 +315,7 @@ def test_a_stopped_serve_leaves_work_running_that_the_next_one_takes_over(
     pid = first.until(r"queue-1-1 .* started, pid (\d+)")[1]
     first.send(signal.SIGTERM)
     assert first.wait() == 0
-    assert f"left running: queue-1-1 (pid {pid})" in first.said
+    assert f"left running: queue-1-1 (pid {pid})" in first.output
     os.kill(int(pid), 0)
     assert statuses(conn) == {1: "running", 2: "queued"}
 
@@ -326,7 +326,7 @@ def test_a_stopped_serve_leaves_work_running_that_the_next_one_takes_over(
     assert len(conn.execute("select from pgcoord.attempt").fetchall()) == 2
     second.send(signal.SIGINT)
     assert second.wait() == 130
-    assert "nothing is left running" in second.said
+    assert "nothing is left running" in second.output
 
 
 @pytest.mark.scale
@@ -360,7 +360,7 @@ def test_a_draining_serve_claims_nothing_more_and_ends_with_its_last_phase(
     )
     gate.write_text("go on\n")
     assert serve.wait() == 0
-    assert "stopped; nothing is left running" in serve.said
+    assert "stopped; nothing is left running" in serve.output
     assert statuses(conn) == {1: "completed", 2: "queued"}
 
 
@@ -373,7 +373,7 @@ def test_a_draining_serve_that_is_told_again_leaves_processes_running(desk: Desk
     serve.until("claims no further phase")
     serve.send(signal.SIGINT)
     assert serve.wait() == 130
-    assert f"left running: queue-1-1 (pid {pid})" in serve.said
+    assert f"left running: queue-1-1 (pid {pid})" in serve.output
 
 
 def test_serve_waits_for_a_server_that_is_down(bare_desk: Desk) -> None:
@@ -467,7 +467,7 @@ def test_a_command_that_waits_for_a_lock_says_who_holds_it(
         pid = other.info.backend_pid
         waiting.until(rf"pgcoord: waits for a lock of process {pid} \(user .*, coffee\), in its")
     assert waiting.wait() == 0
-    assert said in waiting.said
+    assert said in waiting.output
 
 
 def test_cancel_gives_up_a_phase_and_its_dependents(desk: Desk, conn: Connection) -> None:
@@ -678,11 +678,11 @@ def test_a_skipped_phase_and_a_feature_that_cannot_go_on_say_so(
 ) -> None:
     desk.call("run", desk.plan("exit 3", "true", "true"))
     output = desk.say("status", "1").splitlines()
-    assert "├── cannot go on: phase 1 failed" in output
+    assert "├── cannot proceed: phase 1 failed" in output
     desk.say("skip", "1.1")
     output = desk.say("status", "1").splitlines()
     assert "├── ✓ skipped    1 Step 1" in output
-    assert not any("cannot go on" in line for line in output)
+    assert not any("cannot proceed" in line for line in output)
     [feature] = json.loads(desk.say("status", "1", "--json"))["features"]
     assert [phase["skipped"] for phase in feature["phases"]] == [True, False, False]
     result = desk.call("run", "--feature", "1")
@@ -801,8 +801,8 @@ def test_status_cuts_no_advice_at_the_width_of_a_terminal(desk: Desk, conn: Conn
     for columns in ("40", "80"):
         shown = desk.start("status", tty=True, COLUMNS=columns, NO_COLOR="1")
         assert shown.wait() == 0
-        assert max(map(len, shown.said.splitlines())) <= int(columns)
-        said = " ".join(shown.said.split())
+        assert max(map(len, shown.output.splitlines())) <= int(columns)
+        said = " ".join(shown.output.split())
         assert "this is the last known state; 'pgcoord serve' continues slots:" in said
         assert "('pgcoord resume')" in said
 
@@ -810,7 +810,7 @@ def test_status_cuts_no_advice_at_the_width_of_a_terminal(desk: Desk, conn: Conn
 def test_status_watches_only_where_it_can_redraw(desk: Desk) -> None:
     refused = desk.start("status", "--watch", tty=True, TERM="dumb")
     assert refused.wait() == 2
-    assert "that can redraw lines" in refused.said
+    assert "that can redraw lines" in refused.output
 
 
 def test_status_says_when_there_is_nothing(desk: Desk) -> None:
@@ -824,7 +824,7 @@ def test_status_watch_redraws_until_it_is_interrupted(desk: Desk, conn: Connecti
     watch.until("Feature 1: a")
     watch.send(signal.SIGINT)
     assert watch.wait() == 130
-    assert "Traceback" not in watch.said
+    assert "Traceback" not in watch.output
 
 
 def test_a_lost_connection_is_one_line(desk: Desk, conn: Connection) -> None:
@@ -835,8 +835,8 @@ def test_a_lost_connection_is_one_line(desk: Desk, conn: Connection) -> None:
         " where pid <> pg_backend_pid() and datname = current_database()"
     )
     assert watch.wait() == 6
-    assert re.search(r"pgcoord: the database cannot be used: .*\r\n  Does it run", watch.said)
-    assert "Traceback" not in watch.said
+    assert re.search(r"pgcoord: the database cannot be used: .*\r\n  Does it run", watch.output)
+    assert "Traceback" not in watch.output
 
 
 def test_why_gives_a_line_for_each_reason(desk: Desk, conn: Connection) -> None:

@@ -218,8 +218,8 @@ def test_a_server_whose_folder_was_moved_is_named_and_started_anew(make: Make, s
         assert refused.returncode == 6
         assert refused.stderr == (
             f"pgcoord: {short}/before/.pgcoord/postgres/data was moved while its Postgres ran,"
-            " which cannot go on so\n"
-            "  Nothing is lost: 'pgcoord db start' starts it anew where it is now.\n"
+            " and so cannot continue\n"
+            "  Nothing is lost: 'pgcoord db start' restarts it in its present folder.\n"
         )
         assert desk.call("db", "start").returncode == 0
         assert "no unfinished features" in desk.call("status").stdout

@@ -81,8 +81,8 @@ def test_a_followed_log_goes_on_with_the_next_attempt_until_the_phase_ends(desk:
     desk.write("tries", "")
     gate.write_text("and again\n")
     assert follow.wait() == 0
-    assert re.search(r"and again\npgcoord: queue-1-1: completed at .*\n$", follow.said)
-    assert follow.said.count("try ") == 2
+    assert re.search(r"and again\npgcoord: queue-1-1: completed at .*\n$", follow.output)
+    assert follow.output.count("try ") == 2
 
 
 def test_a_followed_log_waits_for_a_retry_that_is_due_and_says_when(desk: Desk) -> None:
@@ -91,10 +91,10 @@ def test_a_followed_log_waits_for_a_retry_that_is_due_and_says_when(desk: Desk) 
     desk.say("submit", desk.plan("echo try $PGCOORD_ATTEMPT; test $PGCOORD_ATTEMPT = 2"))
     follow = desk.start("logs", "-f", "1.1")
     follow.until("queue-1-1: is tried again at .*, after: exited with status 1\n")
-    assert "try 1\n" in follow.said
+    assert "try 1\n" in follow.output
     desk.say("retry", "1.1")
     assert follow.wait() == 0
-    assert re.search(r"attempt 2, .*\ntry 2\npgcoord: queue-1-1: completed at", follow.said)
+    assert re.search(r"attempt 2, .*\ntry 2\npgcoord: queue-1-1: completed at", follow.output)
 
 
 def test_a_log_can_be_followed_before_there_is_any(desk: Desk, conn: Connection) -> None:
@@ -107,7 +107,7 @@ def test_a_log_can_be_followed_before_there_is_any(desk: Desk, conn: Connection)
     gate.write_text("x")
     assert follow.wait() == 0
     assert re.search(
-        r"attempt 1, .*\nhello\npgcoord: .* failed at .*: exited with status 3\n$", follow.said
+        r"attempt 1, .*\nhello\npgcoord: .* failed at .*: exited with status 3\n$", follow.output
     )
 
 
@@ -119,7 +119,7 @@ def test_a_note_begins_a_line_where_the_log_has_left_one_open(desk: Desk) -> Non
     follow.until("no end")
     gate.write_text("")
     assert follow.wait() == 0
-    assert re.search(r"attempt 1, .*\nno end\npgcoord: .*: completed at .*\n$", follow.said)
+    assert re.search(r"attempt 1, .*\nno end\npgcoord: .*: completed at .*\n$", follow.output)
     apart = desk.call_for_bytes("logs", "-f", "1.1")
     assert apart.stdout == b"no end"
     assert b"\n\n" not in apart.stderr
@@ -139,7 +139,7 @@ def test_following_outlives_the_coordinator(desk: Desk) -> None:
     desk.start("serve").until("taken over")
     gate.write_text("three\n")
     assert follow.wait() == 0
-    assert re.search("one\ntwo\nthree\npgcoord: queue-1-1: completed at", follow.said)
+    assert re.search("one\ntwo\nthree\npgcoord: queue-1-1: completed at", follow.output)
 
 
 def test_following_asks_the_database_nothing_while_nothing_happens_there(
@@ -174,7 +174,7 @@ def test_following_ends_cleanly_with_ctrl_c(desk: Desk) -> None:
     follow.until("one")
     follow.send(signal.SIGINT)
     assert follow.wait() == 130
-    assert follow.said.endswith("one\r\n")
+    assert follow.output.endswith("one\r\n")
 
 
 def test_following_ends_when_nobody_reads_any_more(desk: Desk) -> None:
@@ -237,7 +237,7 @@ def test_a_log_that_lost_its_middle_and_has_its_old_size_again_is_followed(
     log.write_text(f"begins\n{'-' * (log.stat().st_size - 13)}\nlast\n")
     gate.write_text("between\n")
     assert follow.wait() == 0
-    assert "\nlast\nbetween\n" in follow.said
+    assert "\nlast\nbetween\n" in follow.output
 
 
 def test_a_log_that_grows_too_large_keeps_its_beginning_and_its_end(desk: Desk, dsn: str) -> None:
@@ -249,7 +249,7 @@ def test_a_log_that_grows_too_large_keeps_its_beginning_and_its_end(desk: Desk, 
     until_true(lambda: log_of(dsn).exists() and "left out here" in log_of(dsn).read_text())
     gate.write_text("between\n")
     assert follow.wait() == 0
-    assert "\n40000\n" in follow.said
+    assert "\n40000\n" in follow.output
     log = log_of(dsn).read_text()
     assert len(log) < 40_000
     head, left_out, end = re.split(r"\n-- pgcoord: (\d+) bytes were left out here --\n", log)
@@ -435,7 +435,7 @@ def test_a_coordinator_logs_a_line_a_transition(desk: Desk, dsn: str, conn: Conn
     gate.write_text("x")
     serve.send(signal.SIGTERM)
     serve.wait()
-    moves = [line.split("INFO     ")[1] for line in serve.said.splitlines() if "→" in line]
+    moves = [line.split("INFO     ")[1] for line in serve.output.splitlines() if "→" in line]
     patterns = [
         r"queue-1-1 queued → ready: attempt 1, slot 1, claimed as adw-[0-9a-f]{8}",
         r"queue-1-1 ready → running: attempt 1, slot 1, started, pid \d+",
@@ -461,7 +461,7 @@ def test_a_coordinator_logs_json_where_that_is_asked_for(desk: Desk, conn: Conne
     serve.until("running → failed")
     serve.send(signal.SIGTERM)
     assert serve.wait() == 0
-    records = [json.loads(line) for line in serve.said.splitlines()]
+    records = [json.loads(line) for line in serve.output.splitlines()]
     assert all({"time", "level", "message"} <= record.keys() for record in records)
     moves = [record for record in records if "from" in record]
     assert [(move["from"], move["to"]) for move in moves] == [
@@ -494,7 +494,7 @@ def attempt_of(move: str) -> tuple[str, ...]:
 def assert_no_secret(program: Program, conn: Connection) -> None:
     secrets = [row["secret"] for row in conn.execute("select secret from pgcoord.attempt")]
     assert secrets
-    assert not [each for each in [*secrets, "s3cret"] if each in program.said]
+    assert not [each for each in [*secrets, "s3cret"] if each in program.output]
 
 
 def log_of(dsn: str) -> Path:

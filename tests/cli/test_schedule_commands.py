@@ -1,4 +1,4 @@
-"""`pgcoord schedule`: what is typed, what is said, what is refused."""
+"""`pgcoord schedule`: commands, output, refusals."""
 
 import json
 import signal
@@ -85,7 +85,7 @@ def test_declared_schedules_follow_the_file_of_each_leader(
         assert "Edit [schedule.nightly] or its plan, and send SIGHUP" in hint
     desk.say("schedule", "pause", "nightly")
     desk.say("schedule", "run", "nightly")
-    # A changed plan is read at the next hang-up; the next leader brings what its own file says.
+    # A changed plan is read at the next SIGHUP; the next leader declares its own file.
     desk.plan("true", "true")
     first.send(signal.SIGHUP)
     first.until("read .*pgcoord.toml: schedule nightly changed")

@@ -211,8 +211,8 @@ def test_another_address_needs_a_token(desk: Desk) -> None:
         connect(f"ws://{address_of(program)}/ws/queue")
     program.send(signal.SIGTERM)
     assert program.wait() == 0
-    assert "ERROR" not in program.said
-    assert "t" * 20 not in program.said
+    assert "ERROR" not in program.output
+    assert "t" * 20 not in program.output
 
 
 def test_health_is_answered_before_the_database_is_up(bare_desk: Desk) -> None:
@@ -396,7 +396,7 @@ def test_a_request_that_waits_when_the_server_is_stopped_is_answered(
         asking.join()
     ((status, answer),) = answers
     assert (status, answer["error"]) in ((503, "unavailable"), (503, "locked"))
-    assert "Traceback" not in serving.said
+    assert "Traceback" not in serving.output
 
 
 def test_the_script_of_the_specification_works(desk: Desk, dsn: str, conn: Connection) -> None:
@@ -464,3 +464,13 @@ def test_serve_leads_without_the_modules_of_the_web_server() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     later = {"uvicorn", "starlette", "jinja2", "websockets", "markdown_it"}
     assert later & {*done.stdout.split()} == set()
+
+
+def test_serve_says_how_to_start_an_embedded_server_that_was_killed(bare_desk: Desk) -> None:
+    serve = bare_desk.start("serve")
+    serve.until("leading")
+    postgres = bare_desk.folder / ".pgcoord" / "postgres" / "data" / "postmaster.pid"
+    os.kill(int(postgres.read_text().splitlines()[0]), signal.SIGKILL)
+    serve.until(r"trying again in .* \(It is embedded: 'pgcoord db start' starts it")
+    bare_desk.say("db", "start")
+    serve.until(r"leading \(lead 2\)")

@@ -55,15 +55,15 @@ def test_a_plan_is_written_in_utf8_in_any_locale(desk: Desk, locale: str) -> Non
     # Python follows the locale only if UTF-8 mode is off.
     odd: dict[str, Any] = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     plan = desk.execute("plan", "idea.md", "--output", "plan.md", **odd)
-    assert plan.wait() == 0, plan.said
+    assert plan.wait() == 0, plan.output
     assert "Grüße an Łódź" in (desk.folder / "plan.md").read_text(encoding="utf-8")
     for command in (["submit", "plan.md"], ["status"], ["why", "1.1"], ["doctor"]):
         shown = desk.execute(*command, **odd)
-        assert shown.wait() in (0, 8, 9), shown.said
-        assert "Traceback" not in shown.said
+        assert shown.wait() in (0, 8, 9), shown.output
+        assert "Traceback" not in shown.output
     status = desk.execute("status", "--json", **odd)
     status.wait()
-    title = json.loads(status.said)["features"][0]["title"]
+    title = json.loads(status.output)["features"][0]["title"]
     assert title == "Grüße an Łódź ✗"
 
 
@@ -91,9 +91,9 @@ def test_no_command_prints_escape_sequences_of_a_client(
     conn.execute("update planned_features set title = %s", [HOSTILE])
     program = desk.start(*command, tty=True, NO_COLOR="1")
     program.wait()
-    assert program.said.strip()
+    assert program.output.strip()
     for sequence in ("\x1b]0", "\x07", "\x1b[31mred", "\x9b", "\u202e"):
-        assert sequence not in program.said, program.said
+        assert sequence not in program.output, program.output
 
 
 def test_a_long_line_of_a_log_is_quoted_but_not_printed(desk: Desk) -> None:

@@ -1,4 +1,4 @@
-"""One issue for each phase, on a GitHub of ours that keeps to GitHub's contract."""
+"""One issue for each phase, on a fake GitHub that implements GitHub's contract."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ TOLD = "select from pgcoord.event where kind = 'issue_told'"
 def github_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[FakeGitHub, str]]:
-    """The fake, and where to ask it: itself, and then through Prism, which judges each request."""
+    """The fake, and its URLs: directly, and through Prism, which validates each request."""
     fake = FakeGitHub()
     with serving_github(fake) as url:
         if request.param == "plain":
@@ -87,7 +87,7 @@ Make = Any
 
 
 async def let_time_pass(watch: Watch, github: FakeGitHub, length: timedelta) -> None:
-    """Have it be later, for the database and at GitHub."""
+    """Move the time on, for the database and the fake GitHub."""
     github.pass_time(length)
     for table, column in (
         ("pgcoord.issue", "posted_at"),
@@ -524,7 +524,7 @@ async def test_stopping_waits_for_an_issue_that_is_being_made(
     async with running(make()) as coordinator:
         assert await hangs(github)
         coordinator.stop()
-        await asyncio.sleep(0)  # it hears of that
+        await asyncio.sleep(0)  # it is notified of that
         github.let_go.set()
     (row,) = await watch.all("select status, issue_number, error_message from phase_queue")
     assert row == {"status": "running", "issue_number": 1, "error_message": None}

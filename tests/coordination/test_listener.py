@@ -221,8 +221,8 @@ async def test_a_server_that_takes_nothing_we_write_is_tried_less_and_less_often
         )
         while coordinator.interruptions < 6:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        said = [each for each in caplog.records if "read-only" in each.getMessage()]
-        assert [each.levelname for each in said] == ["WARNING"], "it begins anew each time"
+        warnings = [each for each in caplog.records if "read-only" in each.getMessage()]
+        assert [each.levelname for each in warnings] == ["WARNING"], "it begins anew each time"
         await watch.conn.execute(
             f'alter database "{name}" reset default_transaction_read_only'.encode()
         )

@@ -95,7 +95,7 @@ async def test_people_are_told_at_least_once_and_a_dead_receiver_holds_up_nothin
             await receiver.until(2)
             conn.execute("select pgcoord.skip_phase('queue-1-2', 'by hand')")
             await receiver.until(3)
-            said = await asyncio.to_thread(told.read_text)
+            text = await asyncio.to_thread(told.read_text)
             # Until its delivery is recorded, it may be sent again.
             await watch.until_found(
                 "select from pgcoord.notice where target = 'chat' and event = 'finished'",
@@ -106,7 +106,7 @@ async def test_people_are_told_at_least_once_and_a_dead_receiver_holds_up_nothin
     assert message["type"] == "pgcoord.failed"
     assert message["data"]["words"] == "exited with status 3: Error: no port"
     assert (finished["type"], finished["data"]["feature_id"]) == ("pgcoord.finished", 1)
-    notice, *environment = said.splitlines()
+    notice, *environment = text.splitlines()
     assert json.loads(notice)["data"]["event"] == "finished"
     assert "TMPDIR=/over/there" in environment
     assert f"HOOK={SECRET}" not in environment

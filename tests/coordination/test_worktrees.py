@@ -1,4 +1,4 @@
-"""Workflows with `workspace = "worktree"`: what phases do reaches the phases after them."""
+"""Workflows with `workspace = "worktree"`: the work of phases reaches their dependents."""
 
 import os
 import pwd
@@ -127,7 +127,7 @@ command = ["sh", "-c", '''grep -q "conflicts in same" && echo both > same &&
 async def test_a_retry_keeps_the_work_without_doing_it_again(
     dsn: str, watch: Watch, project: Path
 ) -> None:
-    """The attempt before has done it, and could not commit it."""
+    """The attempt before has done the work, and could not commit it."""
     ran = project.parent / "ran"
     result = """echo '{"summary": "did it", "cost_usd": 2}' > $PGCOORD_RESULT_FILE"""
     stuck = "mkdir $(git rev-parse --git-path index.lock)"
@@ -171,7 +171,8 @@ def open_project() -> Iterator[Path]:
 async def test_worktrees_of_another_account_are_its_own(
     dsn: str, watch: Watch, open_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It need not reach our Python or files; a repository of others is refused in words."""
+    """It needs no access to our Python or files; a repository of another user is refused with a
+    message."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     settings = """user = "nobody"
 check = ["test", "-e", "owner"]

@@ -1,4 +1,4 @@
-"""What is sent to GitHub is what its own description asks for, as Prism finds."""
+"""Requests to GitHub conform to its OpenAPI description, checked by Prism."""
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What people do on GitHub comes in by a webhook: signed, recorded once, acted upon."""
+"""Events of people on GitHub, by webhook: signed, recorded once, acted upon."""
 
 import hashlib
 import hmac

@@ -67,7 +67,7 @@ def test_three_phases_in_parallel_become_one_pull_request(dsn: str, project: Pat
             desk.say("approve", "1.5", "--reason", "looks good")
             run.until("GitHub failed: 502")
             desk.say("retry", "1.6")
-            assert run.wait() == 0, run.said
+            assert run.wait() == 0, run.output
         finally:
             desk.close()
     [pull] = fake.pulls

@@ -36,16 +36,16 @@ async def page(context: BrowserContext) -> AsyncIterator[Page]:
     page = await context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if is_fault(said) else None)
+    page.on("console", lambda message: faults.append(message.text) if is_fault(message) else None)
     yield page
     await page.close()
     await context.clear_cookies()  # the context is kept, and cookies are of any port
     assert faults == []
 
 
-def is_fault(said: Any) -> bool:
+def is_fault(message: Any) -> bool:
     """Whether the console says more than that a request was refused, as tests want it to be."""
-    return said.type == "error" and "Failed to load resource" not in said.text
+    return message.type == "error" and "Failed to load resource" not in message.text
 
 
 @pytest.fixture

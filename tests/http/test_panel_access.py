@@ -1,4 +1,4 @@
-"""No text of others becomes a script, and everybody can use the panel."""
+"""Text of clients never becomes a script, and the panel is accessible."""
 
 from pathlib import Path
 from typing import Any

@@ -52,9 +52,7 @@ async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
         await expect(page.locator("#log-place")).to_contain_text("no output yet")
         (tmp_path / attempt / "log").write_text(f"this is the {attempt}\n")
         await expect(page.locator("#log-text")).to_have_text(f"this is the {attempt}\n")
-        await expect(page.locator("#log-said")).to_contain_text(
-            re.compile(r"last output \d+ s ago")
-        )
+        await expect(page.locator("#log-age")).to_contain_text(re.compile(r"last output \d+ s ago"))
         conn.execute("select pgcoord.fail_phase('queue-1-1', 'it broke')")
         conn.execute("select pgcoord_private.end_attempt(id, 1, '') from pgcoord.attempt")
         conn.execute("select pgcoord.retry_phase('queue-1-1')")

@@ -473,10 +473,10 @@ async def test_a_plan_is_checked_as_it_is_typed_and_changed_by_its_rows(
     await expect(text).to_have_value(re.compile("^# New feature\n\n## Phase 1: Phase 1"))
     front = "# Search\n\nBudget: $5\n\n## Phase 1: Index\n\nDo.\n\n## Notes\n\nNot  ours.\n\n"
     await text.fill(f"{front}## Phase 2: Page\nDepends on: 7\n\nShow.\n")
-    await expect(page.locator("#plan-said")).to_contain_text("line 14")
+    await expect(page.locator("#plan-faults")).to_contain_text("line 14")
     await text.fill(f"{front}## Phase 2: Page\nDepends on: none\n\nShow.\n")
     await expect(page.locator(".plan .graph")).to_have_attribute("aria-label", "Runs as 1 and 2")
-    await expect(page.locator("#plan-said .problem")).to_have_count(0)
+    await expect(page.locator("#plan-faults .problem")).to_have_count(0)
     # By picking: the text and the graph follow.
     await page.locator("#row-2 summary").click()
     await page.locator("#row-2").get_by_label("1 Index").check()
@@ -491,7 +491,7 @@ async def test_a_plan_is_checked_as_it_is_typed_and_changed_by_its_rows(
     await is_accessible(page)
     await page.locator("#row-1 summary").click()
     await page.locator("#row-1").get_by_label("2 Page").check()
-    await expect(page.locator("#plan-said")).to_contain_text("cycle 1 → 2 → 1")
+    await expect(page.locator("#plan-faults")).to_contain_text("cycle 1 → 2 → 1")
     assert (await text.input_value()).startswith(front)
     # That nothing is checked is said, until it is.
     await page.route("**/features/new", lambda route: route.abort())

@@ -3,8 +3,8 @@
     .venv/bin/python tests/load/load.py
 
 It makes a Postgres and a server of its own in a temporary folder, and prints a table. Everything
-runs on this machine, the clients too: they take more of it than the server does. Nothing is
-counted as good that was lost, came twice, or came out of order: then the exit status is 1.
+runs on this machine, the clients too: they take more of it than the server does. A message that was
+lost, came twice or came out of order is a failure: then the exit status is 1.
 """
 
 import argparse
@@ -59,7 +59,7 @@ Connection = psycopg.Connection[Any]
 
 
 def main() -> int:
-    """Measure, print, and tell by the exit status whether all went right."""
+    """Measure and print; return exit status 0 only if nothing failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=30, help="of each measurement")
     parser.add_argument("--webhooks", type=int, default=200, help="a second")
@@ -144,7 +144,7 @@ def _address(log: Path) -> str:
 
 
 async def send_webhooks(server: Server, rate: int, seconds: int) -> bool:
-    """Send reports at a steady rate, whatever the answers take; each ends a phase of its own."""
+    """Send reports at a steady rate, without waiting for answers; each ends a phase of its own."""
     total = rate * seconds
     server.conn.execute("select pgcoord.set_slots(%s)", [SLOTS])
     sender = Sender(server.address)
@@ -206,7 +206,7 @@ class Sender:
 
 
 def _run_phases(server: Server, count: int) -> int:
-    """Have phases run that no coordinator started, as a person may; return their feature."""
+    """Insert running phases, which no coordinator started; return their feature."""
     with server.one_at_a_time:
         held = "select count(*) from phase_queue where slot is not null"
         while server.value(held) + count > SLOTS:
@@ -264,12 +264,12 @@ def stream(server: Server, clients: int, rate: int, seconds: int) -> bool:
     p99 = _rank(late, 0.99)
     right = wrong == 0 and p99 < 0.25
     _row(
-        f"{clients} clients, {rate} transitions a second for {seconds} s: told p50 / p99",
+        f"{clients} clients, {rate} transitions a second for {seconds} s: received p50 / p99",
         _ranks(late),
     )
     _row("messages received", f"{len(late):,}")
     _row("processor time of the server for each", f"{busy / len(late) * 1e6:.0f} µs")
-    _row("clients that missed one, or heard it twice or out of order", f"{wrong}")
+    _row("clients that missed one, or received it twice or out of order", f"{wrong}")
     _row("connections to the database that listen, coordinator and feed", f"{connections}")
     return right
 
@@ -295,7 +295,7 @@ async def _listen_all(pipe: Pipe, address: str, host: str, clients: int, last: i
 
 
 async def _hear(socket: ClientConnection, last: int, late: list[float]) -> list[int]:
-    """Hear everything up to the event `last`; when each came, after it was committed, in `late`."""
+    """Receive all events up to `last`; append the delay of each after its commit to `late`."""
     messages: list[int] = []
     async for text in socket:
         now = time.time()

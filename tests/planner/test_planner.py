@@ -1,4 +1,4 @@
-"""The planner itself: what it makes of descriptions, with no database and no network."""
+"""The planner itself: its plans for descriptions, without database and network."""
 
 import json
 import os

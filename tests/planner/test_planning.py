@@ -240,7 +240,7 @@ def test_a_plan_fits_a_terminal_of_eighty_columns(bare_desk: Desk) -> None:
     bare_desk.write("idea.txt", f"Live updates\n\n{DESCRIPTION}")
     shown = bare_desk.start("plan", "idea.txt", "--hours", "10", tty=True, COLUMNS="80")
     assert shown.wait() == 0
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.said)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.output)
     assert max(map(len, plain.splitlines())) <= 80
     assert "Documentation of the WebSocket API" in plain
 

@@ -33,7 +33,7 @@ JOBS_TIMEOUT = 700.0
 # As in test_contract.py.
 HURRIED = {"ASKS": (0.3, 1.0), "UNSURE": 4.0, "SILENT": 3.0, "SETTLED": 1.0, "FOLDER_INTERVAL": 0.2}
 
-# Where a leader dies: before and after each thing it does to the world.
+# The points where a leader dies: before and after each external effect.
 STEPS = {
     "claimed": "EngineSupervision, '_prepare', True",
     "prepared": "EngineSupervision, '_launch', True",
@@ -70,7 +70,7 @@ async def test_a_leader_on_another_host_goes_on_where_one_was_killed(
     own_slurm: Cluster, cable: Cable, remote: EmbeddedPostgres, tmp_path: Path, hurried: None
 ) -> None:
     pool = Pool("hpc", "slurm", 4, {"folder": str(tmp_path / "shared")})
-    # What it calls reaches the controller by the cable: its own loopback is another one.
+    # Its commands reach the controller by the cable: it has a loopback of its own.
     there = tmp_path / "slurm.conf"
     host = socket.gethostname().partition(".")[0]
     text = (own_slurm.folder / "slurm.conf").read_text()

@@ -1,6 +1,5 @@
-"""A phase that does its worst to the folder of its run: it ends, its slot is free, no page hangs.
-
-And no file outside the folder is served, searched or cut.
+"""A phase that damages the folder of its run: it ends, its slot is free, no page hangs, and no file
+outside of the folder is served, searched or cut.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ from support.coordination import Gate, Watch, make_coordinator, running, watchin
 from support.serving import Site, served
 
 # What a phase does in the folder of its run, which is `.`; $OUTSIDE is a folder with a file `log`
-# in it that is none of ours.
+# in it that is not ours.
 DAMAGE = {
     "log is a FIFO": "rm log; mkfifo log",
     "log is a device": "rm log; ln -s /dev/zero log",
@@ -54,7 +53,7 @@ def each_damage(quick: Sequence[str]) -> list[ParameterSet]:
     ]
 
 
-SECRET = "no business of anybody\n" * 10_000
+SECRET = "not for anybody else\n" * 10_000
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ async def watch(dsn: str) -> AsyncIterator[Watch]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder that is none of ours, with a file in it that could be a log."""
+    """A folder outside of the runs, with a file in it that could be a log."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "log").write_text(SECRET)
@@ -80,7 +79,7 @@ def script(damage: str, outside: Path, gate: Gate, done: Gate) -> str:
 
 
 async def look_everywhere(site: Site) -> None:
-    """Ask for every page that reads the folder of the run; each answers, and tells no secret."""
+    """Request every page that reads the folder of the run; each answers, and contains no secret."""
     for path in (
         "/",
         "/phases/queue-1-1",

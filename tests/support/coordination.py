@@ -122,14 +122,14 @@ asyncio.run(
 
 
 class CoordinatorProcess:
-    """A coordinator in a process of its own; `said` are the lines that it has logged so far."""
+    """A coordinator in a process of its own; `output` are the lines that it has logged so far."""
 
     def __init__(self, process: Fork | subprocess.Popen[bytes], output: int) -> None:
         self._process = process
         self._output = os.fdopen(output, "rb")
         self._lines = asyncio.StreamReader()
         self.pid = process.pid
-        self.said: list[str] = []
+        self.output: list[str] = []
 
     async def connect(self) -> None:
         """Begin to read what it logs."""
@@ -142,10 +142,10 @@ class CoordinatorProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 while line := (await self._lines.readline()).decode():
-                    self.said.append(line)
+                    self.output.append(line)
                     if words in line:
                         return line
-        raise AssertionError(f"no {words!r}:\n{''.join(self.said)}")
+        raise AssertionError(f"no {words!r}:\n{''.join(self.output)}")
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)

@@ -39,7 +39,7 @@ class _Executed(subprocess.Popen[bytes]):
 
 
 class Program:
-    """A running pgcoord; `said` is what it has printed so far, stdout and stderr as one."""
+    """A running pgcoord; `output` is what it has printed so far, stdout and stderr as one."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Program:
         tty: bool,
         prefix: tuple[str, ...] | None = None,
     ) -> None:
-        self.said = ""
+        self.output = ""
         ours, theirs = pty.openpty() if tty else os.pipe()
         self._output = ours
         self._process = (
@@ -76,9 +76,9 @@ class Program:
     def until(self, pattern: str) -> re.Match[str]:
         """Read on until what was printed, without a terminal's controls, matches `pattern`."""
         deadline = time.monotonic() + PATIENCE
-        while not (found := re.search(pattern, re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", self.said))):
-            assert time.monotonic() < deadline, f"no {pattern!r}:\n{self.said}"
-            assert self._read(), f"ended without {pattern!r}:\n{self.said}"
+        while not (found := re.search(pattern, re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", self.output))):
+            assert time.monotonic() < deadline, f"no {pattern!r}:\n{self.output}"
+            assert self._read(), f"ended without {pattern!r}:\n{self.output}"
         return found
 
     def type(self, line: str) -> None:
@@ -100,12 +100,12 @@ class Program:
 
     def _read(self) -> bool:
         ready, _, _ = select.select([self._output], [], [], PATIENCE)
-        assert ready, f"silent for {PATIENCE} s:\n{self.said}"
+        assert ready, f"silent for {PATIENCE} s:\n{self.output}"
         try:
             some = os.read(self._output, 65536)
         except OSError:  # how the end of a terminal shows
             return False
-        self.said += some.decode(errors="replace")
+        self.output += some.decode(errors="replace")
         return bool(some)
 
 

@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
                     prompt += part["text"] + "\n"
         step = next_step(prompt, done) if body.get("tools") else None
         block: dict[str, Any] = {"type": "text", "text": ""}
-        delta = {"type": "text_delta", "text": said(prompt)}
+        delta = {"type": "text_delta", "text": reply_to(prompt)}
         if step:
             system = json.dumps(body.get("system"))
             names = [tool.get("name") for tool in body["tools"]]
@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         }
         stop = "tool_use" if step else "end_turn"
         if not body.get("stream"):
-            text = [{"type": "text", "text": said(prompt)}]
+            text = [{"type": "text", "text": reply_to(prompt)}]
             self.answer(200, {**head, "content": text, "stop_reason": "end_turn"})
             return
         self.stream(
@@ -145,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         if step:
             item = openai_call(step, [tool.get("name") for tool in body.get("tools", [])], done)
         else:
-            text = {"type": "output_text", "text": said(prompt), "annotations": []}
+            text = {"type": "output_text", "text": reply_to(prompt), "annotations": []}
             item = {"type": "message", "role": "assistant", "id": "msg_1", "content": [text]}
         usage = {
             **COST,
@@ -172,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
                 prompt += "".join(part.get("text", "") for part in parts) + "\n"
         tools = [tool["function"]["name"] for tool in body.get("tools", [])]
         step = next_step(prompt, done) if tools else None
-        delta: dict[str, Any] = {"role": "assistant", "content": said(prompt)}
+        delta: dict[str, Any] = {"role": "assistant", "content": reply_to(prompt)}
         if step:
             # A tool that it may not use is not offered to it by qwen: it asks for it all the same.
             name = "bash" if "bash" in tools else "run_shell_command"
@@ -185,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
         chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
         if not body.get("stream"):
-            message = {"role": "assistant", "content": said(prompt)}
+            message = {"role": "assistant", "content": reply_to(prompt)}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             self.answer(200, {**chunk, "choices": [choice], "usage": usage})
             return
@@ -209,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
                 if content.get("role") == "user":
                     prompt += part.get("text", "") + "\n"
         step = next_step(prompt, done) if body.get("tools") else None
-        part = {"text": said(prompt)}
+        part = {"text": reply_to(prompt)}
         if step:
             part = {"functionCall": {"name": "run_shell_command", "args": {}}}
             part["functionCall"]["args"] = {"command": as_shell(step)}
@@ -228,7 +228,7 @@ def next_step(prompt: str, done: int) -> tuple[str, str] | None:
     return steps[done] if done < len(steps) else None
 
 
-def said(prompt: str) -> str:
+def reply_to(prompt: str) -> str:
     found = re.findall(r"^SAY: (.+)$", prompt, re.MULTILINE)
     return found[-1] if found else "Done."
 

@@ -1,4 +1,4 @@
-"""Real poolers and proxies before the server of a test: PgBouncer, pgpool-II, HAProxy."""
+"""Real poolers and proxies in front of a test's server: PgBouncer, pgpool-II, HAProxy."""
 
 import os
 import signal
@@ -59,11 +59,11 @@ class Pooler:
             text=True,
         )
         assert self._process.stderr
-        said = ""
-        while "process up" not in said:
+        output = ""
+        while "process up" not in output:
             line = self._process.stderr.readline()
-            assert line, f"pgbouncer ended: {said}"
-            said += line
+            assert line, f"pgbouncer ended: {output}"
+            output += line
 
     def stop(self) -> None:
         if self._process:

@@ -70,13 +70,13 @@ class Psql:
 
     def until(self, pattern: re.Pattern[str]) -> str:
         """Read on until what is printed from now on holds `pattern`."""
-        said, deadline = "", time.monotonic() + PATIENCE
-        while not pattern.search(said):
+        text, deadline = "", time.monotonic() + PATIENCE
+        while not pattern.search(text):
             left = max(0, deadline - time.monotonic())
             ready, _, _ = select.select([self._output], [], [], left)
-            assert ready, f"nothing more after:\n{said}"
-            said += os.read(self._output, 65536).decode(errors="replace").replace("\r", "")
-        return said
+            assert ready, f"nothing more after:\n{text}"
+            text += os.read(self._output, 65536).decode(errors="replace").replace("\r", "")
+        return text
 
 
 class Terminal(Psql):

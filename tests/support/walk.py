@@ -2,7 +2,7 @@
 
 Blocks of `sh` go to a shell, of `sql` to `pgcoord psql`; a block of `text` below one is what it
 prints. `<!-- in a second terminal -->` above a block has it run beside the ones that follow.
-Whatever differs from one run to the next is written alike: times, lengths, addresses, the home.
+Values that differ between runs are normalized: times, lengths, addresses, the home.
 """
 
 import os
@@ -40,7 +40,7 @@ _ALIKE = (
 
 @dataclass(frozen=True)
 class Block:
-    """Code of a document, and what it says that it prints, if it does."""
+    """Code of a document, and its expected output, if the document has one."""
 
     language: str
     code: str
@@ -86,7 +86,7 @@ class Newcomer:
             assert self._alike(said) == self._alike(block.printed), f"{block.code}\nprints:\n{said}"
 
     def follow(self, document: Path) -> int:
-        """Paste every block of a document that can be run; return how many those were."""
+        """Run every code block of a document; return their number."""
         found = [each for each in blocks_of(document) if each.language in ("sh", "sql")]
         for each in found:
             self.compare(each)

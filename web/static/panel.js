@@ -116,18 +116,18 @@ let fetchedAt = 0;
 
 async function fetchStale() {
   if (document.hidden || !connection.live || Date.now() - fetchedAt < FETCH_AFTER) return;
-  const seen = [...stale].find((id) => {
+  const visible = [...stale].find((id) => {
     const { top, bottom } = byId(id)?.getBoundingClientRect() ?? { top: 1, bottom: 0 };
     return bottom > 0 && top < innerHeight;
   });
-  if (!seen) return;
+  if (!visible) return;
   fetchedAt = Date.now();
   const address = new URL(location.href);
-  address.searchParams.set("piece", seen);
-  const answer = await get(seen, `The ${seen} is older than the rest of the page`, address);
-  stale.delete(seen);
-  become(byId(seen), parse(await answer.text()));
-  zoom(byId(seen), 1);
+  address.searchParams.set("piece", visible);
+  const answer = await get(visible, `The ${visible} is older than the rest of the page`, address);
+  stale.delete(visible);
+  become(byId(visible), parse(await answer.text()));
+  zoom(byId(visible), 1);
   rove();
 }
 
@@ -205,8 +205,8 @@ function tick() {
 // Times are in the zone of the browser, unless another one was chosen (pgcoord_zone without a tilde).
 function keepZone() {
   const own = Intl.DateTimeFormat().resolvedOptions().timeZone;
-  const kept = /(?:^|; )pgcoord_zone=([^;]*)/.exec(document.cookie)?.[1];
-  if (!own || (kept && (!kept.startsWith("~") || kept === `~${own}`))) return;
+  const chosen = /(?:^|; )pgcoord_zone=([^;]*)/.exec(document.cookie)?.[1];
+  if (!own || (chosen && (!chosen.startsWith("~") || chosen === `~${own}`))) return;
   document.cookie = `pgcoord_zone=~${own}; path=${document.querySelector(".brand").pathname}; max-age=31536000; samesite=strict`;
   if (body.dataset.zone !== own && document.cookie.includes(`pgcoord_zone=~${own}`)) location.reload();
 }
@@ -226,7 +226,7 @@ async function comeBack() {
 
 // --- The connection, and the age of what is shown
 
-const connection = { live: false, wakes: false, asOf: clock.ahead + Date.now(), reason: "", heard: Date.now(), wait: 0, next: 0, source: null, timer: 0 };
+const connection = { live: false, wakes: false, asOf: clock.ahead + Date.now(), reason: "", heardAt: Date.now(), wait: 0, next: 0, source: null, timer: 0 };
 const LEAVING = 3000; // milliseconds after which a page that is still there connects again
 const SILENCE = 10000; // milliseconds after which a connection is taken as dead: it beats every four seconds
 
@@ -257,7 +257,7 @@ const shared = !/^h[23]/.test(performance.getEntriesByType("navigation")[0]?.nex
 const others = new Map();
 const here = { id: Math.random(), at: Date.now() };
 const channel = new BroadcastChannel("pgcoord");
-channel.addEventListener("message", ({ data }) => others.set(data.id, { ...data, heard: Date.now() }));
+channel.addEventListener("message", ({ data }) => others.set(data.id, { ...data, heardAt: Date.now() }));
 
 function tellOthers(streams) {
   channel.postMessage({ ...here, streams });
@@ -265,7 +265,7 @@ function tellOthers(streams) {
 
 function takeTurns() {
   if (!shared) return;
-  for (const [id, { heard, streams }] of others) if (!streams || Date.now() - heard > TURN.silence) others.delete(id);
+  for (const [id, { heardAt, streams }] of others) if (!streams || Date.now() - heardAt > TURN.silence) others.delete(id);
   const before = [...others.values()].filter(({ at, id }) => at > here.at || (at === here.at && id > here.id));
   if (before.length < TURN.streams || connection.source.readyState !== EventSource.OPEN) return;
   clearTimeout(connection.timer);
@@ -349,10 +349,10 @@ function connect() {
   if (log && follow()?.checked) address.searchParams.set("log", log.dataset.log);
   const source = new EventSource(address);
   connection.source = source;
-  connection.heard = Date.now();
+  connection.heardAt = Date.now();
   for (const kind of ["news", "all"]) {
     source.addEventListener(kind, (event) => {
-      connection.heard = Date.now();
+      connection.heardAt = Date.now();
       body.dataset.seen = event.lastEventId;
       take(event.data, kind === "news");
     });
@@ -360,7 +360,7 @@ function connect() {
   source.addEventListener("live", (event) => {
     const { live, as_of: asOf, now, reason, assets } = JSON.parse(event.data);
     if (assets !== body.dataset.assets) return location.reload();
-    connection.heard = Date.now();
+    connection.heardAt = Date.now();
     connection.wakes = false;
     connection.wait = 0;
     clock.ahead = now - Date.now();
@@ -404,10 +404,10 @@ function grow({ position, skipped, html, size, written }) {
   while (shown.childNodes.length > MOST_SHOWN) shown.firstChild.remove();
   if (atEnd) shown.scrollTop = shown.scrollHeight;
   byId("log-place").textContent = `up to ${size}`;
-  const said = byId("log-said");
-  said.hidden = false;
-  said.querySelector("time").dateTime = new Date(written * 1000).toISOString();
-  said.querySelector("time").removeAttribute("title");
+  const age = byId("log-age");
+  age.hidden = false;
+  age.querySelector("time").dateTime = new Date(written * 1000).toISOString();
+  age.querySelector("time").removeAttribute("title");
   tick();
 }
 
@@ -694,8 +694,8 @@ document.addEventListener("submit", async (event) => {
       if (dialog.contains(form)) dialog.close();
       for (const input of form.querySelectorAll("input")) input.dataset.was = input.value;
     } else {
-      const said = await answer.text();
-      if (!refuse(said, form)) show(said, form.action);
+      const text = await answer.text();
+      if (!refuse(text, form)) show(text, form.action);
     }
   } catch {
     if (dialog.open) dialog.close();
@@ -721,7 +721,7 @@ async function fetchPlan(sent) {
     fault("plan", `${words}: the server does not answer.`);
     throw new Error(words);
   }
-  const problem = page.getElementById("plan-said") ? "" : page.querySelector("main")?.textContent.trim().replace(/\s+/g, " ");
+  const problem = page.getElementById("plan-faults") ? "" : page.querySelector("main")?.textContent.trim().replace(/\s+/g, " ");
   fault("plan", problem === "" ? "" : `${words}. ${problem ?? "The server gives no reason"}`);
   if (problem !== "") throw new Error(words);
   return page;
@@ -736,9 +736,9 @@ async function checkPlan(then) {
   const text = byId("plan").value;
   const page = await fetchPlan(sent);
   if (mine !== checks || byId("plan").value !== text) return; // something was typed meanwhile: that is checked next
-  for (const id of ["plan-said", "plan-rows"]) {
+  for (const id of ["plan-faults", "plan-rows"]) {
     const fresh = page.getElementById(id);
-    if (fresh && (id === "plan-said" || fresh.children.length)) become(byId(id), document.adoptNode(fresh));
+    if (fresh && (id === "plan-faults" || fresh.children.length)) become(byId(id), document.adoptNode(fresh));
   }
   for (const box of byId("plan-rows").querySelectorAll("input[type=checkbox]")) box.checked = box.hasAttribute("checked");
   const written = page.getElementById("plan")?.value;
@@ -833,7 +833,7 @@ if (body.dataset.seen) {
   tellOthers(true);
   connect();
   setInterval(() => {
-    if (Date.now() - connection.heard > SILENCE && connection.source.readyState !== EventSource.CLOSED) {
+    if (Date.now() - connection.heardAt > SILENCE && connection.source.readyState !== EventSource.CLOSED) {
       lose("");
       connect();
     }

@@ -20,7 +20,6 @@ from pgcoord.http.panel import format
 from pgcoord.http.panel.responses import (
     ErrorView,
     Handler,
-    done,
     error_page,
     error_view,
     feature_id_of,
@@ -29,6 +28,7 @@ from pgcoord.http.panel.responses import (
     read_form,
     read_number,
     reason_of,
+    redirect_after,
     render_page,
     schedule_of,
 )
@@ -166,8 +166,10 @@ def _acts(action: Action) -> Handler:
                 conn, action, target, reason=reason, number=number, pool=pool
             )
         if action.name == "delete_schedule":
-            return done(request, "/")
-        return done(request, f"/features/{result}" if action.returns == "feature" else None)
+            return redirect_after(request, "/")
+        return redirect_after(
+            request, f"/features/{result}" if action.returns == "feature" else None
+        )
 
     return act
 

@@ -18,12 +18,12 @@ from pgcoord.errors import CoordError, InvalidInput, Refused
 from pgcoord.http.errors import status_of
 from pgcoord.http.panel import format
 from pgcoord.http.panel.responses import (
-    done,
     error_page,
     error_view,
     feature_id_of,
     queue_id_of,
     read_form,
+    redirect_after,
     render_page,
 )
 from pgcoord.http.state import state_of
@@ -196,7 +196,7 @@ async def delete(request: Request) -> Response:
     async with state_of(request).acting(request) as conn:
         target = await _target(conn, request)
         await actions.delete(conn, target.key)
-    return done(request, target.left)
+    return redirect_after(request, target.left)
 
 
 def routes(feature: str, phase: str) -> list[BaseRoute]:

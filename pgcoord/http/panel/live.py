@@ -42,7 +42,7 @@ _REST = 3
 # Seconds until the next read when the database did not answer.
 _AGAIN = 1.0
 
-# Seconds between two `glance`s at what changes without an event, such as logs.
+# Seconds between two `glance`s at data that changes without an event, such as logs.
 _GLANCE = 2.0
 
 # Time after which pieces that show durations (`ages`) are rendered again.
@@ -142,7 +142,7 @@ class _Drawn:
     at: datetime
     version: int
     whole: int
-    """The version at which something changed that is in no part."""
+    """The version of the last change outside of all parts."""
     parts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """The HTML of each part that has changed since, with its version."""
 

@@ -55,7 +55,7 @@ class SlotCard:
     """A slot, and the last line of its phase's log, if that is on this machine."""
 
     slot: panel.HeldSlot
-    said: LastLine | None = None
+    last_line: LastLine | None = None
 
 
 @dataclass(frozen=True)

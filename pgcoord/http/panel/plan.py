@@ -21,11 +21,11 @@ from pgcoord.http.panel.graph import Layout, lay_out
 from pgcoord.http.panel.responses import (
     Form,
     Handler,
-    done,
     error_page,
     error_view,
     feature_id_of,
     read_form,
+    redirect_after,
     render_page,
 )
 from pgcoord.http.state import state_of
@@ -49,7 +49,7 @@ def _planning(change: Callable[[Request], Awaitable[object]]) -> Handler:
     @error_page
     async def act(request: Request) -> Response:
         await change(request)
-        return done(request)
+        return redirect_after(request)
 
     return act
 

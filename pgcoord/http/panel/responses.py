@@ -126,14 +126,14 @@ def back_of(request: Request) -> str:
     return quote("/".join(parts[:-1])) or "/" if request.method == "POST" else "/"
 
 
-def done(request: Request, made: str | None = None) -> Response:
-    """Redirect (303) to the page of the action, or to *made*, the path of what it created.
+def redirect_after(request: Request, location: str | None = None) -> Response:
+    """Redirect (303) to the page of the action, or to *location*, the path of what it created.
 
-    The panel's script gets 204 instead, with *made* as Location: its page is live.
+    The panel's script gets 204 instead, with *location* as Location: its page is live.
     """
     if request.headers.get("x-panel"):
-        return Response(status_code=204, headers={"Location": made} if made else None)
-    return RedirectResponse(made or back_of(request), 303)
+        return Response(status_code=204, headers={"Location": location} if location else None)
+    return RedirectResponse(location or back_of(request), 303)
 
 
 # The cookie with the time zone for the panel; with a tilde it is the browser's, else it was chosen.
