@@ -498,7 +498,7 @@ class EngineSupervision(Supervision):
     async def disown(self) -> None:
         """Log the end that the job itself has reported; the watch ends a job that stays on."""
         self.process_gone = True
-        await self._copy_log(now=True)
+        await self._copy_log(at_once=True)
         move = await self._coordinator.execute_with_retry(
             lambda conn: claims.last_move(conn, self.assignment)
         )
@@ -644,12 +644,12 @@ class EngineSupervision(Supervision):
                 return
             await self._wait_for_news()
 
-    async def _copy_log(self, *, now: bool = False) -> bool:
+    async def _copy_log(self, *, at_once: bool = False) -> bool:
         """Copy the job's output from an engine whose nodes share no folder; return whether it was.
 
-        Without *now*, only if it is its turn.
+        Without *at_once*, only if it is its turn.
         """
-        if not now and not (self._begun and self._pool.watch.may_copy(self._watcher)):
+        if not at_once and not (self._begun and self._pool.watch.may_copy(self._watcher)):
             return False
         try:
             async with self._pool.watch.calls:
@@ -664,7 +664,7 @@ class EngineSupervision(Supervision):
 
     async def _last_written(self) -> float | None:
         """Return when the job last wrote; a log that is copied is copied first, as that is late."""
-        if not self._watcher.folder and not await self._copy_log(now=True):
+        if not self._watcher.folder and not await self._copy_log(at_once=True):
             return time.time()  # while the engine does not answer, no silence is known of
         return await super()._last_written()
 
@@ -763,7 +763,7 @@ class EngineSupervision(Supervision):
                 await self._launch_again()
                 return False
             return True
-        await self._copy_log(now=True)
+        await self._copy_log(at_once=True)
         # `REFUSED` is the status of a copy that ran nothing, so not that of the one that began.
         statuses = (each.exit_status for each in listed if each.exit_status != REFUSED)
         status = next((each for each in statuses if each is not None), None)

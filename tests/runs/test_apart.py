@@ -110,6 +110,7 @@ async def test_a_job_whose_log_is_copied_late_is_not_taken_for_quiet(
     dsn: str, tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "ASKS", (600.0, 600.0))  # so no copy but of the first answer
+    monkeypatch.setattr(Kubernetes, "changes", lambda _: None)  # which would have it asked sooner
     work = scripts(pool=pool.name, quiet=timedelta(seconds=5), quiet_ends=True)
     async with served(dsn, tmp_path, work=work, pool=pool), watching(dsn) as watch:
         await watch.submit(f"while [ ! -e {tmp_path}/stop ]; do echo x; sleep 0.1; done")
