@@ -136,7 +136,7 @@ async def test_the_line_says_why_and_when_and_a_free_slot_says_why_it_is_free(
 ) -> None:
     await look(page, panel)
     line = page.locator("#line li")
-    await expect(line.nth(0)).to_contain_text(re.compile(r"Export Worker.*about \d\d:\d\d", re.S))
+    await expect(line.nth(0)).to_contain_text(re.compile(r"Export Worker.*about .*\d\d:\d\d", re.S))
     await expect(line.nth(0)).to_contain_text("112, phase 2: priority 50")
     await expect(line.nth(1)).to_contain_text("104, phase 5: priority 60 comes after 50")
     conn.execute("select pgcoord.pause(null, 'x')")
