@@ -46,6 +46,7 @@ pytest_plugins = ["support.timeouts", "support.slurm", "support.cable"]
 # A job in the background of a script ignores these, and what it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 # Fixtures that start more than Python and the server that all tests share: a browser, an engine, a
