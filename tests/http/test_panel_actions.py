@@ -192,7 +192,7 @@ async def test_a_plan_is_generated_edited_planned_again_and_executed(
     await page.get_by_label("What it is about").fill(
         "- Add a table of votes\n- Add an endpoint to vote\n- Show the votes on the page\n"
     )
-    await page.get_by_label("Hours it may take").fill("6")
+    await page.get_by_label("Estimated hours").fill("6")
     await page.get_by_role("button", name="Generate phases").click()
     await is_live(page)
     shown = page.locator("#plan")
