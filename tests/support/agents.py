@@ -1,6 +1,7 @@
 """The programs of agents, installed from npm once, below .agents, and how they find a model."""
 
 import fcntl
+import functools
 import json
 import shutil
 import subprocess
@@ -29,21 +30,27 @@ def program(agent: str) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("there is no npm")
+    fault = _install(npm, agent)
+    if fault:
+        pytest.skip(f"npm cannot install {PACKAGES[agent]}: {fault}")
+    return AGENTS / agent / "node_modules" / ".bin"
+
+
+@functools.cache  # a registry that does not answer is asked once for each program
+def _install(npm: str, agent: str) -> str:
+    """Install a program that is not there yet; return why it could not be, or ""."""
     AGENTS.mkdir(exist_ok=True)
     folder = AGENTS / agent
     with open(AGENTS / f"{agent}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "node_modules" / ".bin" / agent).exists():
-            place = ("--prefix", str(folder), PACKAGES[agent])
-            result = subprocess.run(
-                [npm, "install", "--silent", "--no-save", "--no-package-lock", *place],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if result.returncode:
-                pytest.skip(f"npm cannot install {PACKAGES[agent]}: {result.stderr.strip()[-200:]}")
-    return folder / "node_modules" / ".bin"
+        if (folder / "node_modules" / ".bin" / agent).exists():
+            return ""
+        place = ("--prefix", str(folder), PACKAGES[agent])
+        options = ("--loglevel=error", "--no-save", "--no-package-lock", "--fetch-retries=1")
+        result = subprocess.run(
+            [npm, "install", *options, *place], capture_output=True, text=True, check=False
+        )
+    return "" if result.returncode == 0 else result.stderr.strip()[-200:]
 
 
 def settings(agent: str, model: FakeModel, home: Path) -> tuple[list[str], dict[str, str]]:
