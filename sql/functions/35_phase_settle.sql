@@ -9,7 +9,7 @@ create or replace function pgcoord_private.end_left_attempt(
     p_queue_id text, p_attempt integer, p_status text, p_error text, p_slot smallint
 ) returns boolean
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_id bigint;
     v_silent boolean;

@@ -70,7 +70,7 @@ create or replace function pgcoord_private.record_and_claim(
     out place integer, out recorded boolean, out answer jsonb, out claimed pgcoord_private.assignment
 ) returns setof record
 language plpgsql
-set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
+set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_end jsonb;
