@@ -464,13 +464,3 @@ def test_serve_leads_without_the_modules_of_the_web_server() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     later = {"uvicorn", "starlette", "jinja2", "websockets", "markdown_it"}
     assert later & {*done.stdout.split()} == set()
-
-
-def test_serve_says_how_to_start_an_embedded_server_that_was_killed(bare_desk: Desk) -> None:
-    serve = bare_desk.start("serve")
-    serve.until("leading")
-    postgres = bare_desk.folder / ".pgcoord" / "postgres" / "data" / "postmaster.pid"
-    os.kill(int(postgres.read_text().splitlines()[0]), signal.SIGKILL)
-    serve.until(r"trying again in .* \(It is embedded: 'pgcoord db start' starts it")
-    bare_desk.say("db", "start")
-    serve.until(r"leading \(lead 2\)")
