@@ -4,8 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from support.coordination import Watch, make_coordinator, running
-from test_isolation import holding
+from support.coordination import Watch, holding, make_coordinator, running
 
 
 async def until_logged(watch: Watch, caplog: pytest.LogCaptureFixture, words: str) -> None:
