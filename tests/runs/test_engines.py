@@ -25,7 +25,7 @@ from support.fake_engine import FakeEngine, FakeJob
 from support.serving import served
 
 from pgcoord.configuration.model import Pool
-from pgcoord.coordination import engines, housekeeping
+from pgcoord.coordination import engines, housekeeping, supervision
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.launching import EngineState
 
@@ -75,11 +75,38 @@ async def test_an_end_asked_for_before_the_job_was_submitted_is_brought_about(
     async def prepare(self: engines.EngineSupervision) -> None:  # as while an issue is being made
         async with watching(dsn) as person:
             await person.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await asyncio.shield(self._end_in)
 
     monkeypatch.setattr(engines.EngineSupervision, "_prepare", prepare)
     async with running(coordinator(dsn, tmp_path)):
         await watch.submit("true")
         await watch.until_statuses("cancelled")
+    assert engine.asked["submit"] == 0
+
+
+async def test_a_claim_permits_the_submission_that_follows_at_once(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    await watch.conn.execute("drop function pgcoord_private.submit_attempt")
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await submitted(watch, engine)
+
+
+async def test_a_submission_some_time_after_its_claim_needs_permission(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "_TRUSTED_FOR", 0.0)
+
+    async def prepare(self: engines.EngineSupervision) -> None:
+        async with watching(dsn) as person:
+            await person.conn.execute("select pgcoord.give_up_attempt(1, 'failed', 'it is over')")
+
+    monkeypatch.setattr(engines.EngineSupervision, "_prepare", prepare)
+    monkeypatch.setattr(engines.EngineSupervision, "update", lambda self, attempt: None)
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await watch.until_statuses("failed")
     assert engine.asked["submit"] == 0
 
 
