@@ -73,15 +73,19 @@ async def test_an_end_asked_for_before_the_job_was_submitted_is_brought_about(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def prepare(self: engines.EngineSupervision) -> None:  # as while an issue is being made
+        await prepared(self)
         async with watching(dsn) as person:
             await person.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
         await asyncio.shield(self._end_in)
 
+    prepared = engines.EngineSupervision._prepare
     monkeypatch.setattr(engines.EngineSupervision, "_prepare", prepare)
     async with running(coordinator(dsn, tmp_path)):
         await watch.submit("true")
-        await watch.until_statuses("cancelled")
+        await watch.until_found("select from pgcoord.attempt where exited_at is not null")
     assert engine.asked["submit"] == 0
+    [row] = await watch.all("select status from phase_queue")
+    assert row["status"] == "cancelled"
 
 
 async def test_a_claim_permits_the_submission_that_follows_at_once(
@@ -99,14 +103,16 @@ async def test_a_submission_some_time_after_its_claim_needs_permission(
     monkeypatch.setattr(supervision, "_TRUSTED_FOR", 0.0)
 
     async def prepare(self: engines.EngineSupervision) -> None:
+        await prepared(self)
         async with watching(dsn) as person:
-            await person.conn.execute("select pgcoord.give_up_attempt(1, 'failed', 'it is over')")
+            await person.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
 
+    prepared = engines.EngineSupervision._prepare
     monkeypatch.setattr(engines.EngineSupervision, "_prepare", prepare)
     monkeypatch.setattr(engines.EngineSupervision, "update", lambda self, attempt: None)
     async with running(coordinator(dsn, tmp_path)):
         await watch.submit("true")
-        await watch.until_statuses("failed")
+        await watch.until_found("select from pgcoord.attempt where exited_at is not null")
     assert engine.asked["submit"] == 0
 
 
