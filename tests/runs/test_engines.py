@@ -153,7 +153,7 @@ async def test_a_copy_of_the_database_ends_no_job_of_the_original(
             await asyncio.sleep(0.1)
 
 
-async def test_a_refused_copy_does_not_end_the_one_that_runs(
+async def test_a_refused_copy_does_not_end_the_running_copy(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
     async with running(coordinator(dsn, tmp_path)):
@@ -333,7 +333,7 @@ async def test_why_a_job_never_began_is_said_in_the_first_line(
     )
 
 
-async def test_a_full_shared_disk_delays_a_phase_and_says_so(
+async def test_a_full_shared_disk_delays_a_phase_with_that_reason(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, disk: Path
 ) -> None:
     filler = disk / "filler"

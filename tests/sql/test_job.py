@@ -76,7 +76,7 @@ def test_a_job_waits_as_ready_and_runs_from_its_begin_on(conn: Connection, submi
     assert event == {"actor": f"{attempt['adw_id']} (job)", "reason": "begun by job 17 on node1"}
 
 
-def test_a_job_that_has_begun_keeps_its_deadline_when_it_is_submitted_once_more(
+def test_a_job_that_has_begun_keeps_its_deadline_at_a_second_submission(
     conn: Connection, epoch: int
 ) -> None:
     conn.execute("update pgcoord.workflow set queue_timeout = '1 minute'")
@@ -122,7 +122,7 @@ def test_a_second_copy_is_refused_and_the_first_may_ask_again(
     assert len(refusals(conn)) == attempt["refused_begins"] == 1
 
 
-def test_who_comes_too_late_or_was_never_submitted_is_refused(conn: Connection, epoch: int) -> None:
+def test_a_late_or_never_submitted_job_is_refused(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: []})
     conn.execute("select pgcoord.set_slots(3)")
     late, reported, local = claim(conn, epoch)
@@ -182,7 +182,7 @@ def test_a_forged_begin_is_refused_and_only_the_first_ten_are_events(
     assert answer["code"] == "PC001"
 
 
-def test_only_the_copy_that_began_says_how_it_ended(conn: Connection, submitted: str) -> None:
+def test_only_the_copy_that_began_may_record_its_end(conn: Connection, submitted: str) -> None:
     assert leave(conn, submitted, "a", 0)["code"] == "PC003"
     begin(conn, submitted, "a")
     assert leave(conn, submitted, "b", 0)["code"] == "PC003"
