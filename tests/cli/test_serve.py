@@ -161,7 +161,7 @@ def test_a_kept_report_that_the_secret_did_not_sign_is_not_taken(
     assert row == {"error_message": "exited 0 without reporting"}
 
 
-def test_what_the_server_refuses_is_told_with_an_exit_status(reporting: Desk, dsn: str) -> None:
+def test_a_refusal_of_the_server_has_an_exit_status(reporting: Desk, dsn: str) -> None:
     reporting.write("pgcoord.toml", configuration(linger="30s"))
     reporting.start("serve").until("leading")
     script = (
@@ -270,7 +270,7 @@ def test_a_hang_up_has_a_changed_configuration_read(desk: Desk, dsn: str, conn: 
     assert statuses(conn, 1) == {1: "completed"}
 
 
-def test_a_lost_terminal_stops_it_in_order(desk: Desk) -> None:
+def test_a_lost_terminal_stops_serve_in_order(desk: Desk) -> None:
     program = desk.execute("serve", tty=True)
     program.until("leading")
     keyboard, program._output = program._output, os.open(os.devnull, os.O_RDONLY)

@@ -50,7 +50,7 @@ async def test_no_more_run_at_once_than_there_are_slots(
         await watch.until_statuses(*["completed"] * 5)
 
 
-async def test_a_failed_process_leaves_its_last_lines_as_the_reason(
+async def test_the_last_lines_of_a_failed_process_are_its_reason(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("echo one; echo 'no \"such\" thing' >&2; exit 7", ("true", [1]))
@@ -59,7 +59,7 @@ async def test_a_failed_process_leaves_its_last_lines_as_the_reason(
     assert rows[0]["error_message"] == 'exited with status 7\none\nno "such" thing'
 
 
-async def test_a_process_ended_by_a_signal_is_said_so(
+async def test_the_reason_names_the_signal_that_ended_the_process(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("kill -SEGV $$")
@@ -210,7 +210,7 @@ async def test_processes_of_a_daemonising_child_are_ended_and_named(
     assert not is_alive(left)
 
 
-async def test_a_failed_phase_is_tried_again_later_and_each_time_later(
+async def test_a_failed_phase_is_retried_after_growing_waits(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(
@@ -325,7 +325,7 @@ async def test_a_process_gets_the_variables_of_its_attempt_and_no_others(
     }
 
 
-async def test_a_phase_of_an_unknown_workflow_waits_and_says_so(
+async def test_a_phase_of_an_unknown_workflow_waits_with_that_reason(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("true", workflow_type="nobodys")
@@ -337,7 +337,7 @@ async def test_a_phase_of_an_unknown_workflow_waits_and_says_so(
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-async def test_a_phase_that_somebody_has_locked_is_claimed_when_they_let_go(
+async def test_a_locked_phase_is_claimed_after_the_lock_is_released(
     end: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("true")
@@ -356,7 +356,7 @@ async def test_a_phase_that_somebody_has_locked_is_claimed_when_they_let_go(
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-async def test_a_lock_that_keeps_it_from_claiming_does_not_keep_it_from_ending_processes(
+async def test_a_lock_that_stops_claims_does_not_stop_the_ending_of_processes(
     end: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("exec sleep 1000")
@@ -372,7 +372,7 @@ async def test_a_lock_that_keeps_it_from_claiming_does_not_keep_it_from_ending_p
         await watch.until_statuses("cancelled", "completed")
 
 
-async def test_a_process_whose_phase_is_deleted_while_it_lingers_is_ended(
+async def test_a_lingering_process_whose_phase_is_deleted_is_ended(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("exec sleep 1000")

@@ -146,7 +146,7 @@ def until_it_has_noticed(coordinator: Coordinator) -> None:
         time.sleep(0.01)
 
 
-async def test_a_claim_that_a_failover_lost_is_ended_before_it_is_made_again(
+async def test_a_process_of_a_claim_that_a_failover_lost_is_ended_before_the_next_claim(
     pair: Pair, watch: Watch, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -171,7 +171,7 @@ async def test_a_claim_that_a_failover_lost_is_ended_before_it_is_made_again(
 
 
 @pytest.mark.scale
-async def test_an_end_that_a_failover_lost_is_told_again(
+async def test_an_end_that_a_failover_lost_is_recorded_again(
     pair: Pair, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")

@@ -199,7 +199,7 @@ async def test_an_issue_that_is_not_listed_yet_is_waited_for_and_not_made_twice(
     assert len(github.issues) == 1
 
 
-async def test_an_issue_that_was_certainly_not_made_is_posted_after_it_was_looked_for_twice(
+async def test_an_issue_that_was_certainly_not_made_is_posted_after_two_searches(
     make: Make, github: FakeGitHub, watch: Watch
 ) -> None:
     await watch.submit("true")
@@ -416,7 +416,7 @@ async def test_a_retried_phase_uses_its_issue_again(
     assert re.match(r"✅ [*][*]Completed[*][*] after \d+ s \(attempt 2, adw-", completed)
 
 
-async def test_an_issue_that_a_person_has_closed_stays_as_it_is(
+async def test_an_issue_that_a_person_has_closed_stays_closed(
     make: Make, github: FakeGitHub, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -479,7 +479,7 @@ async def test_of_two_issues_of_a_phase_the_lower_number_is_kept(
     assert [issue["state_reason"] for issue in github.issues] == ["completed", "duplicate", None]
 
 
-async def test_an_issue_of_a_phase_that_ended_before_it_was_found_is_closed(
+async def test_an_issue_found_after_the_end_of_its_phase_is_closed(
     make: Make, github: FakeGitHub, watch: Watch
 ) -> None:
     await watch.submit("true")
@@ -596,7 +596,7 @@ async def test_an_app_makes_issues_with_a_token_that_is_renewed_in_time(
     ("text", "words"),
     [(None, "app.pem: no such file or directory"), ("no key", "app.pem: not a private key")],
 )
-def test_a_key_that_is_none_is_refused_before_anything_runs(
+def test_a_text_that_is_no_private_key_is_refused_before_anything_runs(
     text: str | None, words: str, dsn: str, tmp_path: Path
 ) -> None:
     key = tmp_path / "app.pem"

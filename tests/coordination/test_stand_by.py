@@ -86,7 +86,7 @@ async def test_a_stand_by_takes_over_at_once_when_the_leader_stops_in_order(
 
 @pytest.mark.scale
 @pytest.mark.parametrize("host", [None, "elsewhere"])
-async def test_one_that_stands_by_takes_nothing_from_the_line(
+async def test_a_stand_by_claims_nothing(
     host: str | None,
     dsn: str,
     watch: Watch,
@@ -109,7 +109,7 @@ async def test_one_that_stands_by_takes_nothing_from_the_line(
 @pytest.mark.parametrize(
     "step", ["launch_and_supervise", "_launch", "_record_start", "_supervise_to_end"]
 )
-async def test_a_frozen_leader_is_replaced_and_when_it_goes_on_starts_nothing_twice(
+async def test_a_frozen_leader_is_replaced_and_after_its_thaw_starts_nothing_twice(
     step: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -169,7 +169,7 @@ async def test_a_start_by_a_frozen_leader_was_given_up_by_its_host(
 
 
 @pytest.mark.scale
-async def test_a_frozen_leader_asks_whether_it_still_leads_before_it_starts_a_process(
+async def test_a_frozen_leader_proves_its_lead_before_starting_a_process(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(f"echo $PGCOORD_ATTEMPT >> {tmp_path}/starts")
@@ -218,7 +218,7 @@ async def test_attempts_of_another_host_are_left_alone_until_its_lease_has_run_o
         assert not second.led
 
 
-async def test_a_lease_that_ends_while_the_leader_rests_wakes_it(
+async def test_the_end_of_a_lease_wakes_a_resting_leader(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("exec sleep 1000")

@@ -66,7 +66,7 @@ def remote(cable: Cable, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-async def test_a_leader_on_another_host_goes_on_where_one_was_killed(
+async def test_a_leader_on_another_host_takes_over_the_work_of_a_killed_leader(
     own_slurm: Cluster, cable: Cable, remote: EmbeddedPostgres, tmp_path: Path, hurried: None
 ) -> None:
     pool = Pool("hpc", "slurm", 4, {"folder": str(tmp_path / "shared")})
@@ -111,7 +111,7 @@ async def test_a_leader_on_another_host_goes_on_where_one_was_killed(
         assert ran.read_text() == "once\n", step
 
 
-async def test_a_node_whose_daemon_dies_gives_its_job_away_and_it_runs_once(
+async def test_a_job_of_a_node_whose_daemon_dies_runs_once_elsewhere(
     own_slurm: Cluster, dsn: str, tmp_path: Path, hurried: None
 ) -> None:
     own_slurm.lose_nodes_after(8)

@@ -260,7 +260,7 @@ async def test_the_command_holds_neither_lock_and_reads_nothing(run: Run, tmp_pa
     assert held == {"0": "/dev/null", "1": str(run.log.path), "2": str(run.log.path)}
 
 
-async def test_a_program_is_found_from_the_directory_it_will_run_in(
+async def test_a_program_is_found_relative_to_its_working_directory(
     run: Run, make_run: MakeRun, tmp_path: Path
 ) -> None:
     program = tmp_path / "there" / "bin" / "answer"
@@ -322,7 +322,7 @@ async def test_ten_megabytes_of_output_block_nothing(run: Run) -> None:
         (["true", "a\0b"], "true in .*: embedded null byte"),
     ],
 )
-async def test_a_command_that_cannot_be_started_leaves_the_run_as_it_was(
+async def test_a_command_that_cannot_be_started_leaves_the_run_unchanged(
     run: Run, tmp_path: Path, command: list[str], reason: str
 ) -> None:
     (tmp_path / "plain").write_text("#!/bin/sh\n")
@@ -609,7 +609,7 @@ async def test_a_wrapper_that_cannot_be_seen_is_waited_for_by_its_lock(
 # Ending
 
 
-async def test_end_terminates_a_command_which_may_still_say_how_it_ended(
+async def test_a_terminated_command_may_still_set_its_exit_status(
     run: Run, ready: Fifo, go: Fifo
 ) -> None:
     start(run, "trap 'exit 3' TERM; echo >ready; while :; do read x <go; done")
@@ -777,7 +777,7 @@ async def test_the_tail_of_a_log_is_always_text(run: Run) -> None:
     assert run.log.tail() == "\U0001f600" * 4000
 
 
-async def test_the_cause_of_a_failure_comes_before_the_clean_up_that_hides_it(run: Run) -> None:
+async def test_the_cause_of_a_failure_is_shown_before_the_output_of_the_clean_up(run: Run) -> None:
     run.folder.mkdir()
     clean_up = [f"removing {number}" for number in range(60)]
     lines = ["$ make", "0 errors so far", "Traceback", '  File "a"', "ValueError: no port"]
