@@ -97,7 +97,7 @@ async def test_a_locked_phase_holds_up_no_other_phase_of_its_feature(
 
 
 @pytest.mark.parametrize("locked", ["queue-1-1", "queue-1-2", "queue-1-3"])
-async def test_an_end_waits_for_rows_that_it_changes_and_shows_the_wait(
+async def test_an_end_waits_for_its_locked_rows_and_shows_the_wait(
     locked: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -112,7 +112,7 @@ async def test_an_end_waits_for_rows_that_it_changes_and_shows_the_wait(
         await watch.until_statuses("failed", "blocked", "blocked")
 
 
-async def test_an_end_that_waits_for_a_lock_counts_from_when_it_was(
+async def test_an_end_that_waits_for_a_lock_counts_from_its_own_time(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -268,7 +268,7 @@ async def test_an_end_that_waits_is_shown_with_the_holder_of_its_lock(
     }
 
 
-async def test_a_process_is_not_ended_because_a_stand_by_does_not_know_it_yet(
+async def test_a_process_unknown_to_a_stand_by_is_not_ended(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
