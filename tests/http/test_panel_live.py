@@ -17,10 +17,10 @@ from psycopg.types.json import Jsonb
 from support import PATIENCE
 from support.coordination import Gate
 from support.database import Connection, add_feature, claim, start
-from support.desk import free_port
 from support.forks import Fork, run_forked
 from support.panel_browser import is_live, look, served, tree_state
 from support.panel_scene import Scene, add_diamond
+from support.ports import free_port
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
@@ -131,7 +131,7 @@ async def test_a_slot_shows_the_last_line_of_output_and_for_how_long_there_was_n
     await expect(last).to_be_empty()
 
 
-async def test_the_line_says_why_and_when_and_a_free_slot_says_why_it_is_free(
+async def test_the_queue_gives_reasons_and_times_and_a_free_slot_its_reason(
     page: Page, panel: str, scene: Scene, conn: Connection
 ) -> None:
     await look(page, panel)
@@ -170,7 +170,7 @@ async def test_two_browsers_see_the_same(
             await expect(tree_state(each, 1)).to_have_text("Running")
 
 
-async def test_what_stays_the_same_is_not_touched(
+async def test_unchanged_elements_are_not_touched(
     page: Page, panel: str, conn: Connection, epoch: int
 ) -> None:
     feature = add_diamond(conn)
@@ -312,7 +312,7 @@ async def test_relative_times_are_worded_alike_on_both_sides(page: Page, panel: 
 
 
 @pytest.mark.scale
-async def test_tabs_that_nobody_looks_at_leave_connections_for_the_others(
+async def test_hidden_tabs_leave_connections_for_visible_tabs(
     browser: Browser, panel: str, conn: Connection
 ) -> None:
     """A browser has six to a server."""

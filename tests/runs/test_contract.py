@@ -114,7 +114,7 @@ async def test_a_signal_is_128_and_its_number(engine: Engine) -> None:
     assert (await run(engine, "kill -9 $$", "failed"))["exit_code"] == 137
 
 
-async def test_the_environment_is_that_of_the_workflow_as_it_is(engine: Engine) -> None:
+async def test_the_environment_is_exactly_that_of_the_workflow(engine: Engine) -> None:
     attempt = await run(
         engine,
         'test "$ONE" = "$(printf \'a,b=c\\n"d"\')" && test -z "$TWO"',

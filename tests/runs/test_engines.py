@@ -25,7 +25,7 @@ from support.fake_engine import FakeEngine, FakeJob
 from support.serving import served
 
 from pgcoord.configuration.model import Pool
-from pgcoord.coordination import engines, housekeeping
+from pgcoord.coordination import engines, housekeeping, supervision
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.launching import EngineState
 
@@ -73,13 +73,46 @@ async def test_an_end_asked_for_before_the_job_was_submitted_is_brought_about(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def prepare(self: engines.EngineSupervision) -> None:  # as while an issue is being made
+        await prepared(self)
         async with watching(dsn) as person:
             await person.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await asyncio.shield(self._end_in)
 
+    prepared = engines.EngineSupervision._prepare
     monkeypatch.setattr(engines.EngineSupervision, "_prepare", prepare)
     async with running(coordinator(dsn, tmp_path)):
         await watch.submit("true")
-        await watch.until_statuses("cancelled")
+        await watch.until_found("select from pgcoord.attempt where exited_at is not null")
+    assert engine.asked["submit"] == 0
+    [row] = await watch.all("select status from phase_queue")
+    assert row["status"] == "cancelled"
+
+
+async def test_a_claim_permits_the_submission_that_follows_at_once(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    await watch.conn.execute("drop function pgcoord_private.submit_attempt")
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await submitted(watch, engine)
+
+
+async def test_a_submission_some_time_after_its_claim_needs_permission(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "_TRUSTED_FOR", 0.0)
+
+    async def prepare(self: engines.EngineSupervision) -> None:
+        await prepared(self)
+        async with watching(dsn) as person:
+            await person.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+
+    prepared = engines.EngineSupervision._prepare
+    monkeypatch.setattr(engines.EngineSupervision, "_prepare", prepare)
+    monkeypatch.setattr(engines.EngineSupervision, "update", lambda self, attempt: None)
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await watch.until_found("select from pgcoord.attempt where exited_at is not null")
     assert engine.asked["submit"] == 0
 
 
@@ -120,7 +153,7 @@ async def test_a_copy_of_the_database_ends_no_job_of_the_original(
             await asyncio.sleep(0.1)
 
 
-async def test_a_refused_copy_does_not_end_the_one_that_runs(
+async def test_a_refused_copy_does_not_end_the_running_copy(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
     async with running(coordinator(dsn, tmp_path)):
@@ -300,7 +333,7 @@ async def test_why_a_job_never_began_is_said_in_the_first_line(
     )
 
 
-async def test_a_full_shared_disk_delays_a_phase_and_says_so(
+async def test_a_full_shared_disk_delays_a_phase_with_that_reason(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, disk: Path
 ) -> None:
     filler = disk / "filler"

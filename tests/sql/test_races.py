@@ -176,7 +176,7 @@ def most_at_once(attempts: Rows) -> int:
     return most
 
 
-def test_a_claim_skips_a_phase_that_a_person_holds_and_takes_it_after_the_commit(
+def test_a_claim_skips_a_phase_that_a_person_has_locked_until_the_commit(
     conn: Connection, epoch: int, first: Session
 ) -> None:
     add_feature(conn, {1: [], 2: []})
@@ -200,7 +200,7 @@ def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_on_the_agenda(
     assert claim(conn, epoch) == ["queue-1-1"]
 
 
-def test_a_claim_waits_for_a_phase_being_inserted_as_running_and_leaves_it_its_slot(
+def test_a_claim_waits_for_an_insert_as_running_and_leaves_the_slot_to_the_insert(
     conn: Connection, epoch: int, first: Session, second: Session
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: []})
@@ -464,7 +464,7 @@ def test_an_edge_to_a_prerequisite_that_is_just_completed_does_not_hold_back(
     assert claim(conn, epoch) == ["queue-1-2"]
 
 
-def test_a_prerequisite_completed_while_an_edge_to_it_is_added_releases_the_new_dependent(
+def test_a_prerequisite_completed_while_an_edge_is_added_releases_the_new_dependent(
     conn: Connection, epoch: int, first: Session, second: Session
 ) -> None:
     add_feature(conn, {1: []})
@@ -550,7 +550,7 @@ def test_a_dependent_inserted_while_its_prerequisite_is_cancelled_is_blocked(
     assert statuses(conn) == {1: "cancelled", 2: "blocked"}
 
 
-def test_a_prerequisite_deleted_while_it_completes_makes_its_dependent_wait(
+def test_a_delete_during_the_completion_of_a_prerequisite_makes_its_dependent_wait(
     conn: Connection, epoch: int, first: Session, second: Session
 ) -> None:
     delete = "delete from phase_queue where queue_id = 'queue-1-1'"
@@ -565,7 +565,7 @@ def test_a_prerequisite_deleted_while_it_completes_makes_its_dependent_wait(
     assert claim(conn, epoch) == []
 
 
-def test_a_phase_skipped_while_it_is_deleted_is_not_there(
+def test_a_skip_that_waits_for_a_delete_of_the_phase_is_refused(
     conn: Connection, first: Session, second: Session
 ) -> None:
     add_feature(conn, {1: [], 2: [1]})
@@ -654,7 +654,7 @@ def test_a_feature_paused_while_its_phase_is_claimed_holds_the_others_and_that_o
     assert claim(conn, epoch) == ["queue-1-1"]
 
 
-def test_a_claim_does_not_wait_for_a_pause_and_takes_nothing_from_under_it(
+def test_a_claim_does_not_wait_for_an_uncommitted_pause_and_claims_nothing_of_its_feature(
     conn: Connection, epoch: int, first: Session
 ) -> None:
     add_feature(conn, {1: []})

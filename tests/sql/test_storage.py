@@ -92,7 +92,7 @@ def eager_autovacuum(server: str) -> Iterator[None]:
 @pytest.mark.scale
 @pytest.mark.timeout(LONG + 240)
 @pytest.mark.usefixtures("eager_autovacuum")
-def test_dead_rows_of_a_mixed_load_are_cleared_as_it_goes(
+def test_dead_rows_of_a_mixed_load_are_cleared_during_the_load(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
