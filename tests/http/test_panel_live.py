@@ -17,10 +17,10 @@ from psycopg.types.json import Jsonb
 from support import PATIENCE
 from support.coordination import Gate
 from support.database import Connection, add_feature, claim, start
-from support.desk import free_port
 from support.forks import Fork, run_forked
 from support.panel_browser import is_live, look, served, tree_state
 from support.panel_scene import Scene, add_diamond
+from support.ports import free_port
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
