@@ -454,13 +454,17 @@ def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> N
     [
         ("select from phase_queue for update", ("cancel", "1.1"), "cancelled"),
         ("lock table phase_queue", ("status",), "Feature 1"),
+        ("lock table pgcoord.migration", ("submit", "plan.md"), "feature 2"),
+        ("lock table pgcoord.migration", ("upgrade",), "up to date"),
     ],
-    ids=["a row", "a table"],
+    ids=["a row", "a table", "the table of the schema", "that table in an upgrade"],
 )
 def test_a_command_that_waits_for_a_lock_names_the_holder(
     desk: Desk, conn: Connection, dsn: str, locked: str, arguments: tuple[str, ...], said: str
 ) -> None:
     add_feature(conn, {1: []})
+    desk.write("plan.md", "# Two\n\n## Phase 1: One\n\nWork.\n")
+    desk.write("pgcoord.toml", '[workflow.work]\ncommand = ["true"]\ndefault = true\n')
     with psycopg.connect(dsn, application_name="coffee") as other:
         other.execute(locked.encode())
         waiting = desk.start(*arguments)

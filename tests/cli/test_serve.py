@@ -328,6 +328,16 @@ def test_a_stop_waits_for_no_receiver_that_never_ends_its_answer(desk: Desk) -> 
 
 
 @pytest.mark.scale
+def test_a_stop_ends_although_the_schema_cannot_be_read(desk: Desk, dsn: str) -> None:
+    with psycopg.connect(dsn, application_name="coffee") as other:
+        other.execute("lock table pgcoord.migration")
+        program = desk.start("serve")
+        program.until(r"pgcoord: waits for a lock of process \d+ \(user .*, coffee\), in its")
+        program.send(signal.SIGTERM)
+        assert program.wait() == 0
+
+
+@pytest.mark.scale
 def test_a_stop_ends_although_the_database_is_frozen(desk: Desk, conn: Connection) -> None:
     program = desk.start("serve")
     program.until("leading")

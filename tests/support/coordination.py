@@ -362,3 +362,13 @@ async def watching(dsn: str) -> AsyncIterator[Watch]:
     ) as conn:
         await conn.execute(f"listen {session.EVENT}".encode())
         yield Watch(conn)
+
+
+@contextlib.asynccontextmanager
+async def holding(dsn: str, statement: str) -> AsyncIterator[Watch]:
+    """Keep a transaction open in which *statement* was executed, until the block ends."""
+    async with watching(dsn) as other:
+        await other.conn.execute("begin")
+        await other.conn.execute(statement.encode())
+        yield other
+        await other.conn.execute("rollback")
