@@ -138,7 +138,7 @@ def test_every_function_for_people_is_in_the_design() -> None:
     assert {name for name in functions if f"`{name}`" not in section} == set()
 
 
-def test_every_piece_of_a_page_reads_the_data_that_it_is_given() -> None:
+def test_every_piece_of_a_page_reads_data() -> None:
     environment = jinja2.Environment()
     without = []
     for path in sorted((ROOT / "web/templates/piece").glob("*.html")):

@@ -214,7 +214,9 @@ def watch(
 
 
 @pytest.mark.scale
-def test_nothing_is_counted_where_nobody_asks(watch: Callable[[], tuple[float, float]]) -> None:
+def test_statements_are_not_counted_unless_asked_for(
+    watch: Callable[[], tuple[float, float]],
+) -> None:
     assert watch() == (0, 0)
 
 

@@ -108,15 +108,22 @@ def test_a_view_that_was_broken_by_hand_is_a_finding(desk: Desk, conn: Connectio
 
 
 @pytest.mark.scale
-def test_a_table_that_is_locked_is_a_finding_with_its_holder(desk: Desk, dsn: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "kind", "words"),
+    [
+        ("phase_queue", "locks", "a table is locked, so that nothing can be read"),
+        ("pgcoord.migration", "schema", "it cannot be read: a table is locked: "),
+    ],
+)
+def test_a_table_that_is_locked_is_a_finding_with_its_holder(
+    table: str, kind: str, words: str, desk: Desk, dsn: str
+) -> None:
     with psycopg.connect(dsn) as other:
-        other.execute("lock table phase_queue")
+        other.execute(f"lock table {table}".encode())
         lines = desk.call("doctor").stdout.splitlines()
         pid = other.info.backend_pid
-    locked = next(each for each in lines if "locks" in each)
-    assert locked.startswith(
-        "✗ fail  locks          a table is locked, so that nothing can be read"
-    )
+    locked = next(each for each in lines if f"fail  {kind} " in each)
+    assert locked.startswith(f"✗ fail  {kind:14} {words}")
     assert f"process {pid} " in locked
     assert lines[-1].split()[:3] == ["✓", "ok", "disk"]
 
@@ -143,7 +150,7 @@ def test_a_worktree_needs_a_repository_with_a_commit(desk: Desk) -> None:
     assert levels(desk)[1]["worktrees"] == "fail"
 
 
-def test_where_processes_report_to_is_tried(desk: Desk) -> None:
+def test_doctor_tries_the_address_that_processes_report_to(desk: Desk) -> None:
     address = address_of(desk.start("serve"))
     for url, level, words in [
         (f"http://{address}", "✓ ok  ", ", which answers"),
@@ -192,7 +199,7 @@ def test_a_pool_whose_commands_are_missing_says_so_and_so_do_its_phases(desk: De
     assert "pool far (command): none\n" in desk.say("status")
 
 
-def test_an_address_of_this_machine_alone_is_none_for_nodes(desk: Desk) -> None:
+def test_a_loopback_report_url_is_a_warning_where_nodes_report(desk: Desk) -> None:
     url = "http://localhost:8002"
     desk.write("pgcoord.toml", POOL.replace("slots = 2", f'slots = 2\nreport_url = "{url}"'))
     words = f"far: its nodes reach themselves at {url}, not this server: jobs report by files"
@@ -405,7 +412,7 @@ def test_the_rights_at_github_are_looked_at_without_making_anything(
         ({"has_issues": False}, "its issues are disabled"),
     ],
 )
-def test_what_github_does_not_allow_is_named(
+def test_a_refusal_of_github_is_named(
     broken: dict[str, Any], words: str, desk: Desk, github: FakeGitHub
 ) -> None:
     for name, value in broken.items():
@@ -416,9 +423,7 @@ def test_what_github_does_not_allow_is_named(
     assert TOKEN not in said
 
 
-def test_a_right_that_is_missing_is_named_as_github_names_it(
-    desk: Desk, github: FakeGitHub
-) -> None:
+def test_a_missing_right_has_the_name_that_github_uses(desk: Desk, github: FakeGitHub) -> None:
     message = "Resource not accessible by personal access token"
     accepted = {"x-accepted-github-permissions": "issues=write"}
     github.fail("POST", "/issues", 403, message=message, headers=accepted)
@@ -454,7 +459,7 @@ def test_a_transaction_pool_is_left_as_it_is_for_its_other_clients(
     assert actual == ('"$user", public', "0", "on")
 
 
-def test_what_another_client_of_the_pool_has_set_does_not_count_or_is_named(
+def test_settings_of_other_clients_of_the_pool_do_not_count_or_are_named(
     desk: Desk, pooler: Pooler
 ) -> None:
     pooler.start(pool_mode="transaction", default_pool_size="1")

@@ -265,7 +265,7 @@ REFUSED_REPORTS: Any = [
 ]
 
 
-async def test_what_cannot_be_taken_is_refused_with_the_reason(
+async def test_an_invalid_report_is_refused_with_the_reason(
     site: Site, conn: Connection, running: str
 ) -> None:
     for body, status, reason in REFUSED_REPORTS:
@@ -387,7 +387,7 @@ async def test_one_of_several_signatures_is_enough(
     assert (await site.report(BODY, None, **both)).status_code == 200
 
 
-async def test_a_body_of_more_than_256_kib_is_refused_while_it_is_read(
+async def test_a_body_of_more_than_256_kib_is_refused_before_its_end(
     site: Site, running: str
 ) -> None:
     async def chunks() -> Any:

@@ -84,7 +84,7 @@ async def run(order: dict[str, Any], **how: Any) -> tuple[int | None, str]:
     return process.returncode, output.decode()
 
 
-def test_it_is_python_3_8_and_of_the_standard_library() -> None:
+def test_the_wrapper_needs_only_python_3_8_and_its_standard_library() -> None:
     tree = ast.parse(SOURCE.read_text(), feature_version=(3, 8))
     for node in ast.walk(tree):
         names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
@@ -92,7 +92,7 @@ def test_it_is_python_3_8_and_of_the_standard_library() -> None:
         assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 
-async def test_it_begins_runs_and_says_how_it_ended_where_no_folder_is_shared(
+async def test_a_job_without_a_shared_folder_reports_its_begin_and_end(
     site: Site, conn: Connection, attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     script = """
@@ -113,7 +113,7 @@ async def test_it_begins_runs_and_says_how_it_ended_where_no_folder_is_shared(
     assert statuses(conn) == {1: "failed"}
 
 
-async def test_an_answer_that_is_no_http_is_asked_for_again(tmp_path: Path) -> None:
+async def test_a_request_answered_without_http_is_repeated(tmp_path: Path) -> None:
     said: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -132,7 +132,7 @@ async def test_an_answer_that_is_no_http_is_asked_for_again(tmp_path: Path) -> N
     assert said == ["/attempts/1/begin"] * 2 + ["/attempts/1/exit"] * 2
 
 
-async def test_a_job_without_a_coordinator_asks_and_tells_by_the_shared_folder(
+async def test_a_job_without_a_coordinator_begins_and_ends_by_the_shared_folder(
     attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     given = order(attempt, "echo out; kill -9 $$", folder=str(tmp_path), log_max=100)
@@ -150,7 +150,7 @@ async def test_a_job_without_a_coordinator_asks_and_tells_by_the_shared_folder(
     assert message["log_tail"] == (tmp_path / "log").read_text().strip() == "out"
 
 
-async def test_a_job_that_is_refused_by_file_or_asked_to_end_before_it_began_runs_nothing(
+async def test_a_job_refused_by_file_or_ended_before_its_begin_runs_nothing(
     attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     given = order(attempt, "echo ran", folder=str(tmp_path))

@@ -211,6 +211,6 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("kind", "body"), FORMS.values(), ids=FORMS.keys())
-async def test_a_form_that_is_none_is_refused(site: Site, kind: str, body: bytes) -> None:
+async def test_a_malformed_form_is_refused(site: Site, kind: str, body: bytes) -> None:
     answer = await site.client.post("/features/new", content=body, headers={"content-type": kind})
     assert 400 <= answer.status_code < 500, answer.text

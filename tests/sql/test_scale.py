@@ -75,7 +75,7 @@ def _scans(conn: Connection) -> list[tuple[str, int]]:
     return [(row["relname"], row["seq_scan"]) for row in rows]
 
 
-def test_the_database_is_as_large_as_it_claims_to_be(conn: Connection) -> None:
+def test_the_large_database_has_its_stated_size(conn: Connection) -> None:
     row = conn.execute(
         "select count(*) filter (where status = 'completed') as finished,"
         " count(*) filter (where status = 'queued' and not held) as queued,"
