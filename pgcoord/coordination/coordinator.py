@@ -261,6 +261,10 @@ class Coordinator:
             if lead.leader.led:
                 return True
             self._backoff.reset()
+            if lead.leader.pid is None:  # a session that waits shows who holds it
+                self._tasks.create_task(
+                    self.unless_stopped(self._retrying.locks.until_free(_CONTROL))
+                )
             await self._leave_jobs_of_engines()
             if self._has_finished:
                 return False

@@ -257,7 +257,7 @@ class Watch:
     def hurry(self) -> None:
         """Query at the shortest interval for now: a job was submitted, or should change soon."""
         self._hurried.set()
-        if self._task is None or self._task.done():
+        if self._task is None:
             self._task = self._coordination.create_task(self._ask_again_and_again())
 
     async def _ask_again_and_again(self) -> None:
@@ -265,6 +265,7 @@ class Watch:
         try:
             await self._ask_in_turn()
         finally:
+            self._task = None  # before the next await: a job that comes now needs another task
             listener.cancel()
             await asyncio.gather(listener, return_exceptions=True)
 
@@ -474,7 +475,6 @@ class EngineSupervision(Supervision):
         self._job: str | None = None
         self._noted: tuple[str | None, str | None] = (None, None)
         self._submissions = 0
-        self._unwritten: tuple[str, str, str | None] | None = None
         self._since = now()
         self._quiet_since: float | None = None
 
@@ -522,23 +522,29 @@ class EngineSupervision(Supervision):
             await super()._prepare()
 
     async def _write_files(self, prompt: str, inputs: str, user: str | None) -> None:
-        """Keep what is to be written; `_launch` writes it while the database is busy."""
-        self._unwritten = prompt, inputs, user
+        """Write them where the nodes can read them."""
+        if self._pool.watch.shares_folder:
+            await super()._write_files(prompt, inputs, user)
 
     async def _launch(self) -> None:
-        """Submit the job, for the first time or again. Raises `CannotStart`, `NotNow`."""
+        """Submit the job for the first time. Raises `CannotStart`, `NotNow`, `StaleAttempt`.
+
+        The claim has recorded that, and permits it for as long as it proves our lead.
+        """
+        if self._end_in.done():
+            raise StaleAttempt("its end was requested before it was submitted")
+        if not self._is_lead_fresh:
+            await self._record_submission()
+        await self._submit()
+
+    async def _record_submission(self) -> None:
+        await self._coordinator.execute_with_retry(
+            lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
+        )
+
+    async def _submit(self) -> None:
         with _in_time(self.assignment.folder):
-            order, permitted = await asyncio.gather(
-                self._write_order(),
-                self._coordinator.execute_with_retry(
-                    lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
-                ),
-                return_exceptions=True,  # neither goes on once the attempt is given back
-            )
-            if isinstance(permitted, BaseException):
-                raise permitted
-            if isinstance(order, BaseException):
-                raise order
+            order = await self._write_order()
         self._submissions += 1
         try:
             with _in_time(self.assignment.folder):
@@ -562,16 +568,10 @@ class EngineSupervision(Supervision):
 
         Nodes that share no folder get all of it with the order, and with the answer to begin.
         """
-        folder = Path(self.assignment.folder)
-        if not self._pool.watch.shares_folder:
-            await asyncio.to_thread(plain_files.make_private, folder)  # for the log
-            return self._order()
-        if self._unwritten:
-            await self.job.prepare(*self._unwritten)
-            self._unwritten = None
         order = self._order()
-        content = json.dumps(order.content).encode()
-        await asyncio.to_thread(plain_files.write_plain, folder, ORDER, content)
+        if self._pool.watch.shares_folder:
+            content = json.dumps(order.content).encode()
+            await asyncio.to_thread(plain_files.write_plain, order.folder, ORDER, content)
         return order
 
     def _order(self) -> Order:
@@ -784,7 +784,8 @@ class EngineSupervision(Supervision):
         try:
             if self._submissions == 0:  # an earlier coordinator may have been killed before that
                 await self._prepare()
-            await self._launch()
+            await self._record_submission()
+            await self._submit()
         except NotNow as error:
             logger.info("%s is submitted later: %s", self.assignment, error)
             await asyncio.sleep(min(error.wait.total_seconds(), UNSURE))

@@ -236,11 +236,16 @@ class Supervision:
         return prompt
 
     async def _launch(self) -> None:
-        if _now() - self.lead_checked_at > _TRUSTED_FOR:
+        if not self._is_lead_fresh:
             await self._coordinator.execute_with_retry(
                 lambda conn: claims.check_epoch(conn, self.epoch)
             )
         await self.job.start(self._command())
+
+    @property
+    def _is_lead_fresh(self) -> bool:
+        """Whether our lead was proved recently enough to start a job without a new proof."""
+        return _now() - self.lead_checked_at <= _TRUSTED_FOR
 
     def _command(self) -> Command:
         workflow = self._workflow()

@@ -28,7 +28,7 @@ class JobAnswer:
 
 
 async def submit_attempt(conn: Connection, epoch: int, attempt_id: int) -> None:
-    """Record that the job of an attempt is about to be submitted, for the first time or again.
+    """Record that the job of an attempt is about to be submitted: after its claim did, or again.
 
     Raises `AnotherLeads` when the lead *epoch* is over, `StaleAttempt` when the attempt was given
     up. SQL: pgcoord_private.submit_attempt.

@@ -25,7 +25,7 @@ class Leader:
 
 @dataclass(frozen=True)
 class LeadBlocker:
-    """A session that holds the lock of the lead without leading, and the SQL that ends it."""
+    """A session whose lock keeps every coordinator from the lead, and the SQL that ends it."""
 
     words: str
     remedy: str

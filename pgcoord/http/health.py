@@ -51,6 +51,7 @@ def _fault_of(dsn: str) -> str | None:
     """Return why the database cannot be used, or None. Blocks while it connects."""
     try:
         with closing(connect_blocking(dsn)) as conn:
+            conn.execute("set lock_timeout = '2s'")
             schema.check_schema(conn)
     except (DatabaseUnusable, psycopg.Error) as error:
         return message_of(error)

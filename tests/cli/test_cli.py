@@ -267,6 +267,41 @@ def test_an_interrupted_run_names_processes_that_it_leaves_running(
     assert statuses(conn) == {1: "running", 2: "queued"}
 
 
+def test_a_stopped_serve_names_the_pools_of_the_jobs_that_it_leaves_running(
+    desk: Desk, conn: Connection
+) -> None:
+    pool = f"""
+[pool.far]
+launcher = "command"
+slots = 2
+folder = "{desk.folder}"
+submit = ["echo", "17", "{{script}}"]
+id = "^(17)"
+list = ["true"]
+jobs = "(?P<id>.*) (?P<name>.*) (?P<state>.*)"
+waiting = ["PENDING"]
+running = ["RUNNING"]
+cancel = ["true", "{{id}}"]
+
+[workflow.there]
+command = ["true"]
+pool = "far"
+"""
+    desk.write("pgcoord.toml", CONFIGURATION + pool)
+    serve = desk.start("serve")
+    desk.say("submit", desk.plan("Go.", "Go.", depends_on="none\nWorkflow: there"))
+    for number in (1, 2):
+        serve.until(rf"queue-1-{number} .* submitted, job 17")
+    conn.execute(
+        "select pgcoord.begin_attempt(id, secret, 'a') from pgcoord.attempt"
+        " where queue_id = 'queue-1-2'"
+    )
+    serve.send(signal.SIGTERM)
+    serve.wait()
+    said = "left running: queue-1-1 (in pool far, not begun yet), queue-1-2 (in pool far);"
+    assert said in serve.output
+
+
 @pytest.mark.scale
 def test_run_draws_a_tree_on_a_terminal(desk: Desk) -> None:
     gate = desk.gate()
@@ -454,13 +489,17 @@ def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> N
     [
         ("select from phase_queue for update", ("cancel", "1.1"), "cancelled"),
         ("lock table phase_queue", ("status",), "Feature 1"),
+        ("lock table pgcoord.migration", ("submit", "plan.md"), "feature 2"),
+        ("lock table pgcoord.migration", ("upgrade",), "up to date"),
     ],
-    ids=["a row", "a table"],
+    ids=["a row", "a table", "the table of the schema", "that table in an upgrade"],
 )
 def test_a_command_that_waits_for_a_lock_names_the_holder(
     desk: Desk, conn: Connection, dsn: str, locked: str, arguments: tuple[str, ...], said: str
 ) -> None:
     add_feature(conn, {1: []})
+    desk.write("plan.md", "# Two\n\n## Phase 1: One\n\nWork.\n")
+    desk.write("pgcoord.toml", '[workflow.work]\ncommand = ["true"]\ndefault = true\n')
     with psycopg.connect(dsn, application_name="coffee") as other:
         other.execute(locked.encode())
         waiting = desk.start(*arguments)

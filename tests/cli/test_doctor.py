@@ -108,15 +108,22 @@ def test_a_view_that_was_broken_by_hand_is_a_finding(desk: Desk, conn: Connectio
 
 
 @pytest.mark.scale
-def test_a_table_that_is_locked_is_a_finding_with_its_holder(desk: Desk, dsn: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "kind", "words"),
+    [
+        ("phase_queue", "locks", "a table is locked, so that nothing can be read"),
+        ("pgcoord.migration", "schema", "it cannot be read: a table is locked: "),
+    ],
+)
+def test_a_table_that_is_locked_is_a_finding_with_its_holder(
+    table: str, kind: str, words: str, desk: Desk, dsn: str
+) -> None:
     with psycopg.connect(dsn) as other:
-        other.execute("lock table phase_queue")
+        other.execute(f"lock table {table}".encode())
         lines = desk.call("doctor").stdout.splitlines()
         pid = other.info.backend_pid
-    locked = next(each for each in lines if "locks" in each)
-    assert locked.startswith(
-        "✗ fail  locks          a table is locked, so that nothing can be read"
-    )
+    locked = next(each for each in lines if f"fail  {kind} " in each)
+    assert locked.startswith(f"✗ fail  {kind:14} {words}")
     assert f"process {pid} " in locked
     assert lines[-1].split()[:3] == ["✓", "ok", "disk"]
 

@@ -17,7 +17,8 @@ import psycopg
 import pytest
 from support import PATIENCE
 from support.database import Connection, add_feature, statuses
-from support.desk import CONFIGURATION, Desk, address_of, free_port, until
+from support.desk import CONFIGURATION, Desk, address_of, until
+from support.ports import free_port
 from support.serving import SECRET
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -278,7 +279,7 @@ def test_a_lost_terminal_stops_serve_in_order(desk: Desk) -> None:
     assert program._process.wait(PATIENCE) == 128 + signal.SIGHUP
 
 
-def test_a_stop_closes_streams_within_seconds(desk: Desk) -> None:
+def test_a_stop_closes_streams(desk: Desk) -> None:
     program = desk.start("serve")
     program.until("leading")
     address = address_of(program)
@@ -290,14 +291,12 @@ def test_a_stop_closes_streams_within_seconds(desk: Desk) -> None:
         events = stream.getresponse()
         assert events.readline() == b"retry: 1000\n"
         assert json.loads(client.recv())["type"] == "snapshot"
-        begin = time.monotonic()
         program.send(signal.SIGTERM)
         with pytest.raises(Exception, match="1012"):
             client.recv()
         while events.readline():
             pass
-        assert program.wait() == 0
-        assert time.monotonic() - begin < 3
+        assert program.wait() == 0  # not that of a stop that took too long
 
 
 def test_a_stop_waits_for_no_receiver_that_never_ends_its_answer(desk: Desk) -> None:
@@ -326,6 +325,16 @@ def test_a_stop_waits_for_no_receiver_that_never_ends_its_answer(desk: Desk) -> 
             assert program.wait() == 0
         finally:
             over.set()
+
+
+@pytest.mark.scale
+def test_a_stop_ends_although_the_schema_cannot_be_read(desk: Desk, dsn: str) -> None:
+    with psycopg.connect(dsn, application_name="coffee") as other:
+        other.execute("lock table pgcoord.migration")
+        program = desk.start("serve")
+        program.until(r"pgcoord: waits for a lock of process \d+ \(user .*, coffee\), in its")
+        program.send(signal.SIGTERM)
+        assert program.wait() == 0
 
 
 @pytest.mark.scale

@@ -7,7 +7,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
+from support import PATIENCE
+from support.coordination import (
+    Gate,
+    Watch,
+    is_alive,
+    make_coordinator,
+    running,
+    scripts,
+    until_it_ends,
+    watching,
+)
 
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision
@@ -91,9 +101,12 @@ async def test_a_reported_phase_frees_its_slot_while_its_process_lingers(
 async def test_a_process_that_outstays_its_linger_is_ended_and_changes_nothing(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
-    await watch.submit("trap 'exit 9' TERM; while :; do sleep 1 & wait; done")
+    await watch.submit(
+        f"trap 'exit 9' TERM; echo > {tmp_path}/up; while :; do sleep 1 & wait; done"
+    )
     async with running(make_coordinator(dsn, tmp_path, scripts(linger=NONE))):
         await watch.until_statuses("running")
+        await until_it_ends(tmp_path / "up", "\n")
         await watch.one("select pgcoord.complete_phase('queue-1-1')")
         (row,) = await watch.until_statuses("completed")
         await watch.until(
@@ -177,6 +190,7 @@ async def test_a_process_that_ignores_term_is_killed_with_its_group(
     await watch.submit(f"trap '' TERM; sleep 1000 & echo $! > {tmp_path}/pid; sleep 1000")
     async with running(make_coordinator(dsn, tmp_path)):
         await watch.until_statuses("running")
+        await until_it_ends(tmp_path / "pid", "\n")
         await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
         await watch.until_statuses("cancelled")
     assert not is_alive(int((tmp_path / "pid").read_text()))
@@ -367,7 +381,7 @@ async def test_a_lingering_process_whose_phase_is_deleted_is_ended(
         pid = await pid_of(watch, "queue-1-1")
         await watch.one("select pgcoord.complete_phase('queue-1-1')")
         await watch.conn.execute("delete from planned_features")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while one.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert not is_alive(pid)
@@ -403,7 +417,7 @@ async def test_a_process_whose_attempt_was_given_up_before_its_start_was_recorde
         await watch.one("select pgcoord.give_up_attempt(id, 'failed', 'x') from pgcoord.attempt")
         RecordedLate.goes_on.set()
         await watch.until_statuses("failed")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while coordinator.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     assert identity

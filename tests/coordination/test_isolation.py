@@ -3,28 +3,17 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from support import PATIENCE
-from support.coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
+from support.coordination import Gate, Watch, holding, is_alive, make_coordinator, running, scripts
 
 _WAITS_FOR_LOCK = (
     "select pid from pg_stat_activity where datname = current_database()"
     " and cardinality(pg_blocking_pids(pid)) > 0"
 )
-
-
-@contextlib.asynccontextmanager
-async def holding(dsn: str, statement: str) -> AsyncIterator[Watch]:
-    """Keep a transaction open in which *statement* was executed, until the block ends."""
-    async with watching(dsn) as other:
-        await other.conn.execute("begin")
-        await other.conn.execute(statement.encode())
-        yield other
-        await other.conn.execute("rollback")
 
 
 def lock_feature(feature_id: int) -> str:

@@ -12,6 +12,7 @@ import pytest
 from psycopg.types.json import Jsonb
 from psycopg_pool import TooManyRequests
 from starlette.requests import Request
+from support import PATIENCE
 from support.cases import case
 from support.database import Connection, add_feature, claim, start, statuses
 from support.serving import Site, served
@@ -375,7 +376,7 @@ async def test_any_number_of_questions_for_readiness_cost_the_database_one_look(
     with psycopg.connect(dsn) as other:
         other.execute("lock table pgcoord.migration")
         asked = [asyncio.create_task(site.client.get("/readyz")) for _ in range(20)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while conn.execute(waiting).fetchone() != {"n": 1}:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # nobody notifies of it
             await site.client.get("/healthz")  # it came after them

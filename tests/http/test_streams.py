@@ -337,7 +337,6 @@ async def test_clients_get_a_last_message_when_the_server_stops(dsn: str, tmp_pa
         served(dsn, tmp_path, leads=False) as site,
         listening(site) as client,
         site.client.stream("GET", "/events") as stream,
-        asyncio.timeout(3),
     ):
         await hear(client)
         site.state.feed.close()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.cable import HERE, Cable, server_for_both
+from support.cable import Cable, server_for_both
 from support.coordination import (
     Gate,
     coordinator_process,
@@ -62,7 +62,7 @@ dies({step})
 
 @pytest.fixture
 def remote(cable: Cable, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
-    with server_for_both(tmp_path / "server") as server:
+    with server_for_both(tmp_path / "server", cable) as server:
         yield server
 
 
@@ -74,7 +74,7 @@ async def test_a_leader_on_another_host_takes_over_the_work_of_a_killed_leader(
     there = tmp_path / "slurm.conf"
     host = socket.gethostname().partition(".")[0]
     text = (own_slurm.folder / "slurm.conf").read_text()
-    there.write_text(text.replace(f"{host}(127.0.0.1)", f"{host}({HERE})"))
+    there.write_text(text.replace(f"{host}(127.0.0.1)", f"{host}({cable.here})"))
     prefix = (*cable.machine, "env", f"SLURM_CONF={there}")
     here = {**os.environ, **own_slurm.environment}
     for number, step in enumerate(STEPS.values(), 1):
@@ -82,7 +82,7 @@ async def test_a_leader_on_another_host_takes_over_the_work_of_a_killed_leader(
         async with (
             watching(remote.dsn) as watch,
             coordinator_process(
-                f"host={HERE} dbname=postgres user=postgres",
+                f"host={cable.here} dbname=postgres user=postgres",
                 tmp_path,
                 host="there",
                 prefix=prefix,
