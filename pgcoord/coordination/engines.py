@@ -270,7 +270,7 @@ class Watch:
     def hurry(self) -> None:
         """Query at the shortest interval for now: a job was submitted, or should change soon."""
         self._hurried.set()
-        if self._task is None or self._task.done():
+        if self._task is None:
             self._task = self._coordination.create_task(self._ask_again_and_again())
 
     async def _ask_again_and_again(self) -> None:
@@ -278,6 +278,7 @@ class Watch:
         try:
             await self._ask_in_turn()
         finally:
+            self._task = None  # before the next await: a job that comes now needs another task
             listener.cancel()
             await asyncio.gather(listener, return_exceptions=True)
 
