@@ -11,11 +11,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime, timedelta
 from threading import Thread
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pgcoord.database.backoff import Backoff
-from pgcoord.database.embedded import EmbeddedPostgres
 from pgcoord.errors import CannotStart, CoordError, DatabaseUnusable, message_of
+
+if TYPE_CHECKING:
+    from pgcoord.database.embedded import EmbeddedPostgres
 
 Result = TypeVar("Result")
 
@@ -29,7 +31,7 @@ _STEADY = 10.0
 class Keeper:
     """Starts one embedded server again, at growing distance while it does not stay up."""
 
-    def __init__(self, server: EmbeddedPostgres) -> None:
+    def __init__(self, server: "EmbeddedPostgres") -> None:
         self._server = server
         self._fault: CoordError | None = None
         self._backoff = Backoff(most=_MOST_DISTANCE)

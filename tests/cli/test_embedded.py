@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.database import kill_server, upgrade
 from support.desk import Desk
 
@@ -108,7 +109,7 @@ def leave_lock_files_of(pid: int, embedded: EmbeddedPostgres) -> None:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
 
@@ -326,14 +327,14 @@ def test_the_server_outlives_ctrl_c_and_the_death_of_its_caller(stopped: Embedde
     assert caller.stdout.readline() == "True\n"
     assert os.getsid(postmaster_of(stopped)) != caller.pid
     os.killpg(caller.pid, signal.SIGINT)
-    assert caller.wait(timeout=30) != 0
+    assert caller.wait(timeout=PATIENCE) != 0
     caller.communicate()
     assert ask(stopped, "select 1") == 1
 
 
 def test_a_caller_with_captured_output_ends(stopped: EmbeddedPostgres) -> None:
     command = [sys.executable, "-c", START, str(stopped.state)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert (result.stdout, result.stderr) == ("True\n", "")
     assert stopped.running()
 
