@@ -101,7 +101,7 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 
 
 def _upgrade(server: "EmbeddedPostgres") -> list[str]:
-    """Upgrade the database of *server*, which is started again twice if it dies meanwhile."""
+    """Upgrade the database of *server*; again, up to twice, if the connection is lost meanwhile."""
     from pgcoord.database import schema
     from pgcoord.database.connect import may_pass
 
@@ -112,8 +112,9 @@ def _upgrade(server: "EmbeddedPostgres") -> list[str]:
             with connected_to(server.dsn) as conn:
                 return list(schema.upgrade(conn))
         except DatabaseUnusable as error:
-            if not (may_pass(error) and tries and server.start_again()):
+            if not (may_pass(error) and tries):
                 raise
+        server.start_again()
 
 
 def existing_server(surroundings: Surroundings) -> "EmbeddedPostgres":
