@@ -563,8 +563,9 @@ def _processes_of(session: int) -> dict[int, str]:
 
 
 def _say(words: str) -> None:
-    sys.stderr.write(words + "\n")
-    sys.stderr.flush()
+    """Write a line to the engine's log, which may be on a disk that is full."""
+    with contextlib.suppress(OSError):  # unbuffered: what stays in a buffer fails again at exit
+        os.write(2, (words + "\n").encode(errors="replace"))
 
 
 # No proxy: a node's proxy is for the outside, and the coordinator is inside.
