@@ -203,9 +203,10 @@ class Job:
         }
         deadline, wait = time.monotonic() + self.order.patience, 0.5
         trouble = "nobody answers"
-        spooled = self._spool(f"begin-{self.copy}.json", body)
+        spooled = False
         try:
             while True:
+                spooled = spooled or self._spool(f"begin-{self.copy}.json", body)
                 if spooled:
                     answer = self._spooled_answer()
                     if answer is not None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,23 @@ async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
         message = jobs.spooled_exit(disk, attempt["id"], attempt["secret"])
         assert message
         assert (message["exit_code"], message["log_tail"]) == (7, "")
+
+
+async def test_a_job_that_meets_a_full_shared_disk_begins_once_there_is_room(
+    attempt: dict[str, Any], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        filler = disk / "filler"
+        with suppress(OSError):
+            filler.write_bytes(bytes(1_000_000))
+        process = await start(order(attempt, "exit 7", folder=str(disk)))
+        assert process.stdout
+        async with asyncio.timeout(PATIENCE):
+            assert b"is not written: No space left" in await process.stdout.readline()
+            filler.unlink()
+            [asked] = await until_asked(disk, attempt)
+            jobs.answer_spooled(disk, asked["copy"], None)
+            assert await process.wait() == 7
 
 
 async def test_an_order_that_cannot_be_read_runs_nothing(tmp_path: Path) -> None:
