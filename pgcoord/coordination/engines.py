@@ -856,6 +856,8 @@ def engine_messages(folder: Path) -> str:
     lines = text.replace("\0", "").splitlines()[-5:]
     if not lines and (folder / ORDER).exists():
         lines = [f"the node wrote nothing to {folder}: is that folder shared with it?"]
+    elif "SyntaxError" in text and "/job.sh" in text:
+        lines.append("job.sh was given to python3: it is a program to run as it is, or by sh")
     elif "SyntaxError" in text:  # of the wrapper, whose first statement an older one does not know
         lines.append("the python3 of the node is older than 3.8, or none")
     return "".join(f"\n{line}" for line in lines)
