@@ -26,6 +26,7 @@ from pgcoord.database import actions, claims, reads
 from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
+from pgcoord.database.work import Assignment
 from pgcoord.errors import CoordError, DatabaseUnusable, Locked, Refused
 from pgcoord.http.access import Access
 from pgcoord.http.sockets import url_of
@@ -404,16 +405,18 @@ async def _log_left_running(dsn: str, coordinator: Coordinator, *, interrupted: 
     except (psycopg.Error, CoordError):
         logger.warning("stopped; running processes continue, and 'pgcoord serve' takes them over")
         return
-    left_running = [
-        f"{each.queue_id} ({f'pid {each.pid}' if each.pid else 'not started yet'})"
-        for each in assignments
-        if each
-    ]
+    left_running = [f"{each.queue_id} ({_whereabouts(each)})" for each in assignments if each]
     if left_running:
         who = f"process {leader.pid} on {leader.host}" if leader else "'pgcoord serve'"
         logger.warning("left running: %s; %s takes over", ", ".join(left_running), who)
     elif interrupted:
         logger.warning("stopped; nothing is left running")
+
+
+def _whereabouts(attempt: Assignment) -> str:
+    if attempt.host is None:
+        return f"in pool {attempt.pool}" + ("" if attempt.started else ", not begun yet")
+    return f"pid {attempt.pid}" if attempt.pid else "not started yet"
 
 
 @contextmanager

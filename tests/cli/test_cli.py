@@ -267,6 +267,41 @@ def test_an_interrupted_run_names_processes_that_it_leaves_running(
     assert statuses(conn) == {1: "running", 2: "queued"}
 
 
+def test_a_stopped_serve_names_the_pools_of_the_jobs_that_it_leaves_running(
+    desk: Desk, conn: Connection
+) -> None:
+    pool = f"""
+[pool.far]
+launcher = "command"
+slots = 2
+folder = "{desk.folder}"
+submit = ["echo", "17", "{{script}}"]
+id = "^(17)"
+list = ["true"]
+jobs = "(?P<id>.*) (?P<name>.*) (?P<state>.*)"
+waiting = ["PENDING"]
+running = ["RUNNING"]
+cancel = ["true", "{{id}}"]
+
+[workflow.there]
+command = ["true"]
+pool = "far"
+"""
+    desk.write("pgcoord.toml", CONFIGURATION + pool)
+    serve = desk.start("serve")
+    desk.say("submit", desk.plan("Go.", "Go.", depends_on="none\nWorkflow: there"))
+    for number in (1, 2):
+        serve.until(rf"queue-1-{number} .* submitted, job 17")
+    conn.execute(
+        "select pgcoord.begin_attempt(id, secret, 'a') from pgcoord.attempt"
+        " where queue_id = 'queue-1-2'"
+    )
+    serve.send(signal.SIGTERM)
+    serve.wait()
+    said = "left running: queue-1-1 (in pool far, not begun yet), queue-1-2 (in pool far);"
+    assert said in serve.output
+
+
 @pytest.mark.scale
 def test_run_draws_a_tree_on_a_terminal(desk: Desk) -> None:
     gate = desk.gate()

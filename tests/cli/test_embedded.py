@@ -8,12 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.database import kill_server, upgrade
 from support.desk import Desk
 
@@ -108,7 +110,7 @@ def leave_lock_files_of(pid: int, embedded: EmbeddedPostgres) -> None:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
 
@@ -326,14 +328,14 @@ def test_the_server_outlives_ctrl_c_and_the_death_of_its_caller(stopped: Embedde
     assert caller.stdout.readline() == "True\n"
     assert os.getsid(postmaster_of(stopped)) != caller.pid
     os.killpg(caller.pid, signal.SIGINT)
-    assert caller.wait(timeout=30) != 0
+    assert caller.wait(timeout=PATIENCE) != 0
     caller.communicate()
     assert ask(stopped, "select 1") == 1
 
 
 def test_a_caller_with_captured_output_ends(stopped: EmbeddedPostgres) -> None:
     command = [sys.executable, "-c", START, str(stopped.state)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert (result.stdout, result.stderr) == ("True\n", "")
     assert stopped.running()
 
@@ -386,19 +388,32 @@ def test_a_stop_signals_no_stranger(
 
 @needs_proc
 @pytest.mark.scale
-def test_a_start_waits_for_a_busy_backend_of_a_killed_server(stopped: EmbeddedPostgres) -> None:
+def test_a_start_waits_for_a_busy_backend_of_a_killed_server(
+    stopped: EmbeddedPostgres, tmp_path: Path
+) -> None:
     stopped.start()
-    busy = """do $$
-        declare since timestamptz := clock_timestamp();
-        begin while clock_timestamp() < since + interval '1 s' loop end loop; end $$"""
-    with closing(psycopg.connect(stopped.dsn, autocommit=True)) as conn:
+    # Until a start has found it there.
+    released = stopped.server.data / "released"
+    busy = (
+        f"do $$ begin while (pg_stat_file('{released}', true)).size is null loop end loop; end $$"
+    )
+    with (
+        closing(psycopg.connect(stopped.dsn, autocommit=True)) as conn,
+        ThreadPoolExecutor(1) as thread,
+    ):
         conn.pgconn.send_query(busy.encode())
         backend = conn.info.backend_pid
         query = f"select count(*) from pg_stat_activity where pid = {backend} and state = 'active'"
         wait_until(lambda: ask(stopped, query))
         os.kill(postmaster_of(stopped), signal.SIGKILL)
-        assert stopped.start()
-    assert "pre-existing shared memory block" in stopped.server.log.read_text()
+        starting = thread.submit(stopped.start)
+        words = "pre-existing shared memory block"
+        try:
+            wait_until(lambda: starting.done() or words in stopped.server.log.read_text())
+            assert not starting.done()
+        finally:
+            released.touch()
+        assert starting.result()
     assert ask(stopped, "select 1") == 1
 
 

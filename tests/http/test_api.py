@@ -360,6 +360,7 @@ checks.positive_data_acceptance.enabled = false
 """
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("stages", "mode", "examples"),
     [

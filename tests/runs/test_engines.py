@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ from support.serving import served
 from pgcoord.configuration.model import Pool
 from pgcoord.coordination import engines, housekeeping, supervision
 from pgcoord.coordination.coordinator import Coordinator
-from pgcoord.coordination.launching import EngineState
+from pgcoord.coordination.launching import EngineState, ListedJob
 
 # As in test_contract.py, and shorter: this engine answers at once.
 HURRIED = {
@@ -316,6 +316,37 @@ def test_a_file_made_within_a_tick_of_the_folders_clock_is_seen(tmp_path: Path) 
     os.utime(tmp_path, (5, 5))  # of a file system that keeps whole seconds
     assert watcher.has_changed()
     assert not watcher.has_changed()
+
+
+async def test_a_job_that_comes_as_the_queries_for_no_job_end_is_asked_for(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They end once nothing waits for them, and that takes a moment, as a stream is closed."""
+    opened, closing, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    find = engine.find
+
+    async def changes() -> AsyncIterator[None]:
+        opened.set()
+        try:
+            await asyncio.Event().wait()
+            yield
+        finally:
+            closing.set()
+            await closed.wait()
+
+    async def find_when_opened() -> Mapping[str, list[ListedJob]]:
+        await opened.wait()
+        return await find()
+
+    monkeypatch.setattr(engine, "changes", changes)
+    monkeypatch.setattr(engine, "find", find_when_opened)
+    async with running(coordinator(dsn, tmp_path)):
+        await closing.wait()
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        closed.set()
+        job.end(3)  # without a word: only the engine knows
+        await watch.until_statuses("failed")
 
 
 @pytest.mark.parametrize(
