@@ -489,13 +489,3 @@ def test_serve_imports_only_what_it_does(desk: Desk) -> None:
     on_demand = of_pages | of_streams | of_monitoring | of_github | of_plans | of_engines
     assert (on_demand | of_worktrees | of_host_names | {"rich"}) & modules == set()
     assert later <= modules
-
-
-def test_serve_says_how_to_start_an_embedded_server_that_was_killed(bare_desk: Desk) -> None:
-    serve = bare_desk.start("serve")
-    serve.until("leading")
-    postgres = bare_desk.folder / ".pgcoord" / "postgres" / "data" / "postmaster.pid"
-    os.kill(int(postgres.read_text().splitlines()[0]), signal.SIGKILL)
-    serve.until(r"trying again in .* \(It is embedded: 'pgcoord db start' starts it")
-    bare_desk.say("db", "start")
-    serve.until(r"leading \(lead 2\)")
