@@ -97,6 +97,8 @@ def server() -> Iterator[str]:
         with psycopg.connect(embedded.dsn, autocommit=True) as conn:
             # The databases live as long as the session: nothing has to survive a power cut.
             conn.execute("alter system set fsync = off")
+            # None of them lives until it would have to be vacuumed.
+            conn.execute("alter system set autovacuum_naptime = '1d'")
             conn.execute("alter system set max_wal_size = '128MB'")  # on disk, that is
             conn.execute("select pg_reload_conf()")
         yield embedded.dsn

@@ -114,6 +114,7 @@ def test_a_claim_without_a_free_slot_writes_nothing_and_waits_for_nobody(
             claim(conn, epoch - 1)
 
 
+@pytest.mark.own_database
 def test_plans_made_before_there_were_attempts_read_no_more_of_them_later(
     conn: Connection, epoch: int
 ) -> None:

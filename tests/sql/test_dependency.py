@@ -618,6 +618,7 @@ def test_one_phase_may_have_2000_dependents_and_2000_prerequisites(conn: Connect
 
 
 # Statistics that were taken while the tables were empty make each index look like any other.
+@pytest.mark.own_database
 def test_phases_added_to_a_long_feature_read_no_more_for_each(conn: Connection) -> None:
     conn.execute("insert into planned_features (title) select 'f' from generate_series(1, 50)")
     conn.execute("vacuum analyze")

@@ -105,6 +105,7 @@ def blocks(conn: Connection, epoch: int) -> int:
     return int(read)
 
 
+@pytest.mark.own_database
 def test_a_claim_does_not_step_over_phases_that_wait_for_another_pool(conn: Connection) -> None:
     epoch = lead(conn)
     add(conn, 10, "train")

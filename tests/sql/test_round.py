@@ -3,6 +3,7 @@
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg.types.json import Jsonb
 from support.database import (
     Connection,
@@ -92,6 +93,7 @@ def test_a_report_in_a_round_is_answered_as_alone(conn: Connection) -> None:
     assert statuses(conn, first) == {1: "completed", 2: "ready"}
 
 
+@pytest.mark.own_database
 def test_a_round_reads_no_more_however_many_slots_are_held_and_attempts_open(
     conn: Connection,
 ) -> None:

@@ -11,6 +11,8 @@ from support.mixed_load import LONG, MOST_LONGER, Load
 
 FEATURES = 300
 
+pytestmark = pytest.mark.own_database  # a page is as full as no test before has left it
+
 
 class Updates:
     """How many updates of a table there were, and how many of them in place."""
