@@ -180,7 +180,9 @@ begin atomic
     from unnest(p_events) as given (id)
         cross join lateral (select queue_id, attempt from pgcoord.event where id = given.id offset 0) as e
         cross join lateral (
-            select * from pgcoord.attempt where queue_id = e.queue_id and number = e.attempt and ended_at is not null offset 0
+            select queue_id, number, workflow, outcome, claimed_at, started_at, ended_at from pgcoord.attempt
+            where queue_id = e.queue_id and number = e.attempt and ended_at is not null
+            offset 0
         ) as a
         cross join lateral (select eligible_at from public.phase_queue where queue_id = a.queue_id offset 0) as p;
 end;
