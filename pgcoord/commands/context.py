@@ -7,9 +7,10 @@ import os
 import pwd
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,11 +24,16 @@ from pgcoord.errors import (
     CoordError,
     DatabaseUnusable,
     InvalidInput,
+    Locked,
     NotFound,
     WrongSchema,
 )
 
 if TYPE_CHECKING:
+    import threading
+
+    import psycopg
+
     from pgcoord.configuration.model import Configuration
     from pgcoord.database._sql import Connection
     from pgcoord.database.embedded import EmbeddedPostgres
@@ -59,6 +65,7 @@ class Context:
 
     dsn: str
     state: Path
+    embedded: "EmbeddedPostgres | None" = None  # the server at dsn
 
 
 def make_context(surroundings: Surroundings, dsn: str | None) -> Context:
@@ -70,7 +77,8 @@ def make_context(surroundings: Surroundings, dsn: str | None) -> Context:
     named = named_dsn(surroundings, dsn)
     if named is not None:
         return Context(named, state)
-    return Context(make_server(surroundings).dsn, state)
+    server = make_server(surroundings)
+    return Context(server.dsn, state, server)
 
 
 def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
@@ -185,11 +193,11 @@ def runs_folder_here(surroundings: Surroundings) -> Path:
     return would_be_runs_folder(surroundings, configuration)
 
 
-def check_schema(dsn: str) -> None:
+def check_schema(dsn: str, *, lock_seconds: float = 0) -> None:
     """Raise `WrongSchema`, whose hint names the remedy, unless the schema is this release's.
 
-    Blocks for the connection. Raises `DatabaseUnusable` when the server cannot be reached, or the
-    connection is lost.
+    Blocks for the connection, and for a lock; with *lock_seconds*, `Locked` is raised after that
+    time. Raises `DatabaseUnusable` when the server cannot be reached, or the connection is lost.
     """
     import psycopg
 
@@ -198,16 +206,55 @@ def check_schema(dsn: str) -> None:
 
     try:
         with connected_to(dsn) as conn:
+            conn.execute(f"set lock_timeout = {1000 * lock_seconds:.0f}".encode())
             schema.check_schema(conn)
+    except psycopg.errors.LockNotAvailable as error:
+        raise Locked("the schema cannot be read: a table is locked") from error
     except psycopg.OperationalError as error:  # the connection was lost
         raise unusable(error) from error
 
 
-def connected_to(dsn: str) -> "closing[Any]":
-    """Open a blocking connection, as the functions of `schema` take it, closed with the block."""
+@contextmanager
+def connected_to(dsn: str) -> Iterator["psycopg.Connection[Any]"]:
+    """Open a blocking connection, as the functions of `schema` take it, closed with the block.
+
+    While a statement waits for a lock, stderr names the session that holds it.
+    """
+    import threading
+
     from pgcoord.database.connect import connect_blocking
 
-    return closing(connect_blocking(dsn))
+    done = threading.Event()
+    with closing(connect_blocking(dsn)) as conn:
+        threading.Thread(target=_show_holder_until, args=(done, dsn, conn), daemon=True).start()
+        try:
+            yield conn
+        finally:
+            done.set()
+
+
+def _show_holder_until(done: "threading.Event", dsn: str, conn: "psycopg.Connection[Any]") -> None:
+    """Print on stderr, until *done*, the session for which *conn* waits, whenever that changes."""
+    import psycopg
+
+    from pgcoord.database.connect import connect_blocking
+
+    while not done.wait(_LOCK_SECONDS):
+        if conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+            continue
+        # Without our schema, or with an older one, there is no such function.
+        with suppress(psycopg.Error, CoordError), closing(connect_blocking(dsn)) as other:
+            pid = conn.info.backend_pid
+            row = other.execute("select pgcoord_private.blocked_by(%s)", [pid]).fetchone()
+            if row and row[0]:
+                _say_holder(row[0])
+
+
+@cache
+def _say_holder(holder: str) -> None:
+    """Print once who holds a lock: the schema is checked again and again where it is locked."""
+    say(f"pgcoord: waits for a lock of {holder}", err=True)
+    say("  It continues when that transaction ends; Ctrl-C cancels.", err=True)
 
 
 @asynccontextmanager
@@ -234,7 +281,6 @@ async def _show_lock_holder(dsn: str, conn: "Connection") -> None:
 
     import psycopg
 
-    shown = None
     while True:
         await asyncio.sleep(_LOCK_SECONDS)
         if conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
@@ -245,10 +291,8 @@ async def _show_lock_holder(dsn: str, conn: "Connection") -> None:
         with suppress(psycopg.Error, CoordError):
             async with await connect(dsn) as other:
                 holder = await reads.blocked_by(other, conn.info.backend_pid)
-            if holder and holder != shown:
-                shown = holder
-                say(f"pgcoord: waits for a lock of {holder}", err=True)
-                say("  It continues when that transaction ends; Ctrl-C cancels.", err=True)
+            if holder:
+                _say_holder(holder)
 
 
 @asynccontextmanager

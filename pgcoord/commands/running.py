@@ -26,7 +26,8 @@ from pgcoord.database import actions, claims, reads
 from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
-from pgcoord.errors import CoordError, DatabaseUnusable, Refused
+from pgcoord.database.work import Assignment
+from pgcoord.errors import CoordError, DatabaseUnusable, Locked, Refused, message_of
 from pgcoord.http.access import Access
 from pgcoord.http.sockets import url_of
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from pgcoord.planner.planning import FeaturePlanner
 
 logger = logging.getLogger(__name__)
+
+# Seconds that the check of the schema waits for a lock before it looks whether it shall stop.
+_LOCK_SECONDS = 5.0
 
 # Seconds to wait for the lead; after that we take it that another coordinator leads.
 _SETTLED = 1.0
@@ -322,7 +326,7 @@ async def serve(
     web = WebServer(dsn, coordinator, listening_socket, access, make_planner)
 
     async def work() -> None:
-        await _await_server(dsn, stopping, web)
+        await _await_server(dsn, coordinator, stopping, web)
         if not stopping.is_set():
             await coordinator.run()
 
@@ -358,7 +362,9 @@ def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration
         logger.warning("effective only after a restart: %s", ", ".join(later))
 
 
-async def _await_server(dsn: str, stopping: asyncio.Event, web: WebServer) -> None:
+async def _await_server(
+    dsn: str, coordinator: Coordinator, stopping: asyncio.Event, web: WebServer
+) -> None:
     """Block until the database is usable, or *stopping* is set; retry with back-off.
 
     Has /readyz say the reason meanwhile. Raises `DatabaseUnusable` for an error that a
@@ -368,10 +374,13 @@ async def _await_server(dsn: str, stopping: asyncio.Event, web: WebServer) -> No
     refused = 0
     while not stopping.is_set():
         try:
-            await asyncio.to_thread(check_schema, dsn)
+            await asyncio.to_thread(check_schema, dsn, lock_seconds=_LOCK_SECONDS)
             await check_wake_ups(dsn)
             web.note_obstacle(None)
             return
+        except Locked as error:  # stderr names who holds it
+            web.note_obstacle(str(error))
+            continue
         except DatabaseUnusable as error:
             if not may_pass(error):
                 raise
@@ -379,10 +388,13 @@ async def _await_server(dsn: str, stopping: asyncio.Event, web: WebServer) -> No
             refused = refused + 1 if error.sqlstate is None and await web.database_answers() else 0
             if refused == 3:
                 raise only_one_connection(error) from None
-            web.note_obstacle(str(error))
+            reason = await coordinator.unless_stopped(coordinator.start_server(error))
+            if reason is None:
+                continue
+            web.note_obstacle(message_of(reason))
             seconds = backoff.next()
-            level = logging.DEBUG if backoff.repeats(str(error)) else logging.WARNING
-            logger.log(level, "trying again in %.2f s: %s", seconds, error)
+            level = logging.DEBUG if backoff.repeats(str(reason)) else logging.WARNING
+            logger.log(level, "trying again in %.2f s: %s", seconds, message_of(reason))
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await stopping.wait()
@@ -398,16 +410,18 @@ async def _log_left_running(dsn: str, coordinator: Coordinator, *, interrupted: 
     except (psycopg.Error, CoordError):
         logger.warning("stopped; running processes continue, and 'pgcoord serve' takes them over")
         return
-    left_running = [
-        f"{each.queue_id} ({f'pid {each.pid}' if each.pid else 'not started yet'})"
-        for each in assignments
-        if each
-    ]
+    left_running = [f"{each.queue_id} ({_whereabouts(each)})" for each in assignments if each]
     if left_running:
         who = f"process {leader.pid} on {leader.host}" if leader else "'pgcoord serve'"
         logger.warning("left running: %s; %s takes over", ", ".join(left_running), who)
     elif interrupted:
         logger.warning("stopped; nothing is left running")
+
+
+def _whereabouts(attempt: Assignment) -> str:
+    if attempt.host is None:
+        return f"in pool {attempt.pool}" + ("" if attempt.started else ", not begun yet")
+    return f"pid {attempt.pid}" if attempt.pid else "not started yet"
 
 
 @contextmanager

@@ -29,10 +29,6 @@ from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow, StaleAttem
 from pgcoord.messages import jobs as spool
 from pgcoord.messages import plain_files
 from pgcoord.runs import logs
-from pgcoord.runs.job import REFUSED
-from pgcoord.runs.ray import Ray
-from pgcoord.runs.slurm import Slurm
-from pgcoord.runs.templates import Commands
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +99,24 @@ class _Unusable:
         return None
 
 
+def _slurm(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
+    from pgcoord.runs.slurm import Slurm
+
+    return Slurm(options=settings.get("options", ()), environment=environment)
+
+
+def _command(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
+    from pgcoord.runs.templates import Commands
+
+    return Commands(settings, environment)
+
+
+def _ray(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
+    from pgcoord.runs.ray import Ray
+
+    return Ray(settings, environment)
+
+
 def _kubernetes(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
     """Make the engine of a Kubernetes pool; its client, an extra, is imported only here."""
     try:
@@ -113,14 +127,13 @@ def _kubernetes(settings: Mapping[str, Any], environment: Mapping[str, str]) -> 
     return Kubernetes(settings, environment)
 
 
-# By launcher: makes the engine of a pool from its settings and the coordinator's environment.
+# By launcher: makes the engine of a pool from its settings and the coordinator's environment. Each
+# imports its engine, as most coordinators have none.
 LAUNCHERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], Engine]] = {
-    "slurm": lambda settings, environment: Slurm(
-        options=settings.get("options", ()), environment=environment
-    ),
-    "command": Commands,
+    "slurm": _slurm,
+    "command": _command,
     "kubernetes": _kubernetes,
-    "ray": Ray,
+    "ray": _ray,
 }
 
 
@@ -257,7 +270,7 @@ class Watch:
     def hurry(self) -> None:
         """Query at the shortest interval for now: a job was submitted, or should change soon."""
         self._hurried.set()
-        if self._task is None or self._task.done():
+        if self._task is None:
             self._task = self._coordination.create_task(self._ask_again_and_again())
 
     async def _ask_again_and_again(self) -> None:
@@ -265,6 +278,7 @@ class Watch:
         try:
             await self._ask_in_turn()
         finally:
+            self._task = None  # before the next await: a job that comes now needs another task
             listener.cancel()
             await asyncio.gather(listener, return_exceptions=True)
 
@@ -474,17 +488,20 @@ class EngineSupervision(Supervision):
         self._job: str | None = None
         self._noted: tuple[str | None, str | None] = (None, None)
         self._submissions = 0
-        self._unwritten: tuple[str, str, str | None] | None = None
         self._since = now()
         self._quiet_since: float | None = None
 
     def update(self, attempt: OpenAttempt) -> None:
         """Note that the job has begun; end it if *attempt* requires it."""
         super().update(attempt)
-        if attempt.started and not self._begun:
+        if attempt.started:
+            self._note_begin()
+        self._news.set()
+
+    def _note_begin(self) -> None:
+        if not self._begun:
             self._begun = True
             log_move(self.assignment, "ready", "running", f"its job {self.name} began")
-        self._news.set()
 
     async def go_on(self) -> None:
         """Continue an attempt that another coordinator left, and supervise it to its end.
@@ -522,23 +539,29 @@ class EngineSupervision(Supervision):
             await super()._prepare()
 
     async def _write_files(self, prompt: str, inputs: str, user: str | None) -> None:
-        """Keep what is to be written; `_launch` writes it while the database is busy."""
-        self._unwritten = prompt, inputs, user
+        """Write them where the nodes can read them."""
+        if self._pool.watch.shares_folder:
+            await super()._write_files(prompt, inputs, user)
 
     async def _launch(self) -> None:
-        """Submit the job, for the first time or again. Raises `CannotStart`, `NotNow`."""
+        """Submit the job for the first time. Raises `CannotStart`, `NotNow`, `StaleAttempt`.
+
+        The claim has recorded that, and permits it for as long as it proves our lead.
+        """
+        if self._end_in.done():
+            raise StaleAttempt("its end was requested before it was submitted")
+        if not self._is_lead_fresh:
+            await self._record_submission()
+        await self._submit()
+
+    async def _record_submission(self) -> None:
+        await self._coordinator.execute_with_retry(
+            lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
+        )
+
+    async def _submit(self) -> None:
         with _in_time(self.assignment.folder):
-            order, permitted = await asyncio.gather(
-                self._write_order(),
-                self._coordinator.execute_with_retry(
-                    lambda conn: jobs.submit_attempt(conn, self.epoch, self.assignment.attempt_id)
-                ),
-                return_exceptions=True,  # neither goes on once the attempt is given back
-            )
-            if isinstance(permitted, BaseException):
-                raise permitted
-            if isinstance(order, BaseException):
-                raise order
+            order = await self._write_order()
         self._submissions += 1
         try:
             with _in_time(self.assignment.folder):
@@ -562,16 +585,10 @@ class EngineSupervision(Supervision):
 
         Nodes that share no folder get all of it with the order, and with the answer to begin.
         """
-        folder = Path(self.assignment.folder)
-        if not self._pool.watch.shares_folder:
-            await asyncio.to_thread(plain_files.make_private, folder)  # for the log
-            return self._order()
-        if self._unwritten:
-            await self.job.prepare(*self._unwritten)
-            self._unwritten = None
         order = self._order()
-        content = json.dumps(order.content).encode()
-        await asyncio.to_thread(plain_files.write_plain, folder, ORDER, content)
+        if self._pool.watch.shares_folder:
+            content = json.dumps(order.content).encode()
+            await asyncio.to_thread(plain_files.write_plain, order.folder, ORDER, content)
         return order
 
     def _order(self) -> Order:
@@ -717,8 +734,10 @@ class EngineSupervision(Supervision):
                 request.get("node"),
             )
         )
-        self._begun |= answer.code is None
-        return answer.reason if answer.code else None
+        if answer.code:
+            return answer.reason
+        self._note_begin()
+        return None
 
     async def _believe_the_engine(self) -> bool:
         """Apply the engine's last answer to this job; return whether the attempt has ended."""
@@ -764,6 +783,8 @@ class EngineSupervision(Supervision):
                 return False
             return True
         await self._copy_log(at_once=True)
+        from pgcoord.runs.job import REFUSED
+
         # `REFUSED` is the status of a copy that ran nothing, so not that of the one that began.
         statuses = (each.exit_status for each in listed if each.exit_status != REFUSED)
         status = next((each for each in statuses if each is not None), None)
@@ -784,7 +805,8 @@ class EngineSupervision(Supervision):
         try:
             if self._submissions == 0:  # an earlier coordinator may have been killed before that
                 await self._prepare()
-            await self._launch()
+            await self._record_submission()
+            await self._submit()
         except NotNow as error:
             logger.info("%s is submitted later: %s", self.assignment, error)
             await asyncio.sleep(min(error.wait.total_seconds(), UNSURE))
@@ -856,6 +878,8 @@ def engine_messages(folder: Path) -> str:
     lines = text.replace("\0", "").splitlines()[-5:]
     if not lines and (folder / ORDER).exists():
         lines = [f"the node wrote nothing to {folder}: is that folder shared with it?"]
+    elif "SyntaxError" in text and "/job.sh" in text:
+        lines.append("job.sh was given to python3: it is a program to run as it is, or by sh")
     elif "SyntaxError" in text:  # of the wrapper, whose first statement an older one does not know
         lines.append("the python3 of the node is older than 3.8, or none")
     return "".join(f"\n{line}" for line in lines)

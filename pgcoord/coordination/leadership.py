@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -18,17 +18,20 @@ from pgcoord.configuration.model import Pool, Workflow
 from pgcoord.coordination.retrying import Retrying
 from pgcoord.database import claims, reads, session
 from pgcoord.database._sql import Connection
-from pgcoord.database.connect import in_any_order, same_server
+from pgcoord.database.connect import connect, in_any_order, same_server
 from pgcoord.database.listener import BALANCED, Listener, listening
 from pgcoord.database.rows import LeadBlocker
 from pgcoord.database.work import Lead, ServerTimeline
-from pgcoord.errors import DatabaseUnusable
+from pgcoord.errors import CoordError, DatabaseUnusable, Locked
 from pgcoord.text import printable
 
 logger = logging.getLogger(__name__)
 
 # Idle times that differ by less than this part count as the same time-out.
 _SAME = 0.1
+
+# Seconds that a statement may take before it is looked at whether it waits for a lock.
+_WAITS_LONG = 1.0
 
 # The state of the lead when no coordinator has it.
 _NOBODY = Lead(led=False, epoch=None, host=None, pid=None)
@@ -93,6 +96,7 @@ class Leadership:
             actor = f"coordinator {self._host}"
             await session.act_as(listener.conn, actor)
             async with self._retrying.connected(server, actor):
+                naming = asyncio.create_task(self._name_holders(server, listener))
                 try:
                     self.listener = listener
                     yield
@@ -100,8 +104,33 @@ class Leadership:
                     self._note_cut(listener.idle_seconds)
                     raise
                 finally:
+                    naming.cancel()
                     self.listener = None
                     self.leads.clear()
+
+    async def _name_holders(self, server: str, listener: Listener) -> None:
+        """Warn, once for each, of sessions whose locks a statement on the lead's connection waits
+        for: without a row of its own, such as that of a phase, a lock has no other notice.
+
+        A try for the lead waits, too, where another coordinator leads: that is not looked at.
+        """
+        named, before = None, None
+        while True:
+            await asyncio.sleep(_WAITS_LONG)
+            stands_by = self.leader is None or not (self.leader.led or self.leader.pid is None)
+            status = listener.conn.pgconn.transaction_status
+            if stands_by or status != psycopg.pq.TransactionStatus.ACTIVE:
+                before = None
+                continue
+            since, before = before, listener.idle_since
+            if since != before:
+                continue
+            with suppress(psycopg.Error, CoordError):
+                async with await connect(server) as conn:
+                    holder = await reads.blocked_by(conn, listener.conn.info.backend_pid)
+                if holder and holder != named:
+                    named = holder
+                    logger.warning("nothing is claimed: the coordinator waits for %s", holder)
 
     def _note_cut(self, idle_seconds: float) -> None:
         """Warn once three connections in a row were lost after the same idle time."""
@@ -135,21 +164,25 @@ class Leadership:
 
         Waits up to 2 s. SQL: pgcoord_private.lead.
         """
-        leader = await claims.lead(
-            self.conn,
-            host=self._host,
-            pid=os.getpid(),
-            version=__version__,
-            runs_folder=str(self._runs_folder),
-            workflows=self._workflows,
-            after=self.epoch,
-            pools=self._pools,
-        )
+        try:
+            leader = await claims.lead(
+                self.conn,
+                host=self._host,
+                pid=os.getpid(),
+                version=__version__,
+                runs_folder=str(self._runs_folder),
+                workflows=self._workflows,
+                after=self.epoch,
+                pools=self._pools,
+            )
+        except Locked:  # the whole table of the control row: who leads cannot be read, either
+            leader = _NOBODY
+        changed = self._note(leader)
         await self._warn_of_blocker(leader)
-        return self._note(leader)
+        return changed
 
     async def _warn_of_blocker(self, leader: Lead) -> None:
-        """Warn once of a session that holds the lock of the lead while no coordinator leads."""
+        """Warn once of a session that keeps all from the lead by a lock."""
         blocker = await reads.lead_blocker(self.conn) if leader.pid is None else None
         if blocker and blocker != self._blocker:
             logger.warning("cannot lead: %s; end it: %s", printable(blocker.words), blocker.remedy)

@@ -73,6 +73,7 @@ class Retrying:
     def __init__(self, stopping: asyncio.Event) -> None:
         self.interruptions = 0
         self._stopping = stopping
+        self._stop: asyncio.Task[bool] | None = None  # one for all that wait: there are thousands
         self.locks: LockWaits
         self._connected = asyncio.Event()
         self._finding = asyncio.Lock()
@@ -199,14 +200,14 @@ class Retrying:
     async def unless_stopped(self, awaitable: Awaitable[Result]) -> Result | None:
         """Await *awaitable*; return None when the coordinator is stopped first."""
         awaited = asyncio.ensure_future(awaitable)
-        stopping = asyncio.ensure_future(self._stopping.wait())
+        if self._stop is None:
+            self._stop = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({awaited, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({awaited, self._stop}, return_when=asyncio.FIRST_COMPLETED)
             return awaited.result() if awaited.done() else None
         finally:
             awaited.cancel()
-            stopping.cancel()
-            await asyncio.gather(awaited, stopping, return_exceptions=True)
+            await asyncio.gather(awaited, return_exceptions=True)
 
 
 async def wait_at_most(event: asyncio.Event, seconds: float | None) -> None:

@@ -32,7 +32,6 @@ from pgcoord.database.rows import TakenReport
 from pgcoord.database.work import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
 from pgcoord.messages.signing import NotSigned
-from pgcoord.runs import worktree
 
 logger = logging.getLogger(__name__)
 
@@ -236,11 +235,16 @@ class Supervision:
         return prompt
 
     async def _launch(self) -> None:
-        if _now() - self.lead_checked_at > _TRUSTED_FOR:
+        if not self._is_lead_fresh:
             await self._coordinator.execute_with_retry(
                 lambda conn: claims.check_epoch(conn, self.epoch)
             )
         await self.job.start(self._command())
+
+    @property
+    def _is_lead_fresh(self) -> bool:
+        """Whether our lead was proved recently enough to start a job without a new proof."""
+        return _now() - self.lead_checked_at <= _TRUSTED_FOR
 
     def _command(self) -> Command:
         workflow = self._workflow()
@@ -260,6 +264,8 @@ class Supervision:
         arguments = _judged(workflow.arguments(values), workflow, self._check, travels=travels)
         if workflow.worktree is None:
             return arguments
+        from pgcoord.runs import worktree
+
         resolver = self._resolver_of(workflow)
         resolve = None
         if resolver:
@@ -486,7 +492,11 @@ async def judgement_of(
 
     After a failed attempt that is what `retry_prompt` makes of *prompt*.
     """
-    not_run = worktree.NOT_RUN if workflow.worktree else None
+    not_run = None
+    if workflow.worktree:
+        from pgcoord.runs import worktree
+
+        not_run = worktree.NOT_RUN
     name, error = await claims.judgement(conn, attempt, not_run)
     if error and workflow.asks_again(attempt.attempt):
         prompt = workflow.prompt_after(error, prompt)

@@ -5,15 +5,14 @@ refuses.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from pgcoord.database._record import Record
 from pgcoord.database._sql import ERRORS, Connection, columns_of, fetch_row, fetch_value
 from pgcoord.database.claims import End
 from pgcoord.errors import CoordError
 
 
-@dataclass(frozen=True)
-class JobAnswer:
+class JobAnswer(Record):
     """The answer to a job: accepted, or refused for `reason` with the SQLSTATE `code`."""
 
     code: str | None
@@ -28,7 +27,7 @@ class JobAnswer:
 
 
 async def submit_attempt(conn: Connection, epoch: int, attempt_id: int) -> None:
-    """Record that the job of an attempt is about to be submitted, for the first time or again.
+    """Record that the job of an attempt is about to be submitted: after its claim did, or again.
 
     Raises `AnotherLeads` when the lead *epoch* is over, `StaleAttempt` when the attempt was given
     up. SQL: pgcoord_private.submit_attempt.

@@ -56,6 +56,11 @@ class Listener:
         conn.add_notify_handler(self._hear)
 
     @property
+    def idle_since(self) -> float:
+        """The loop's time at which `wait` last sent or began to wait on the connection."""
+        return self._idle_since
+
+    @property
     def idle_seconds(self) -> float:
         """The seconds since `wait` last sent or began to wait on the connection."""
         return asyncio.get_running_loop().time() - self._idle_since

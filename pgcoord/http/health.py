@@ -25,6 +25,7 @@ async def readyz(request: Request) -> Response:
     state = state_of(request)
     obstacle = state.obstacle or await _check_database(state)
     if obstacle:
+        obstacle = state.coordinator.server_fault or obstacle
         return Json({"ready": False, "reason": obstacle}, 503)
     # Fails as well when other requests hold all connections.
     async with state.database.connection() as conn:
@@ -51,6 +52,7 @@ def _fault_of(dsn: str) -> str | None:
     """Return why the database cannot be used, or None. Blocks while it connects."""
     try:
         with closing(connect_blocking(dsn)) as conn:
+            conn.execute("set lock_timeout = '2s'")
             schema.check_schema(conn)
     except (DatabaseUnusable, psycopg.Error) as error:
         return message_of(error)

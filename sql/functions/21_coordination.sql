@@ -56,25 +56,6 @@ from (
 comment on view pgcoord_private.unwatched is
     'Since when no coordinator runs; no row while one leads, or where none ever did.';
 
--- The leader itself is left out: it has recorded its session.
-create or replace view pgcoord.lead_blocker as
-select l.pid, s.usename, s.application_name,
-    case when l.pid is null then format('the prepared transaction %L', x.gid)
-        else format('process %s (user %s%s)', l.pid, s.usename, ', ' || nullif(s.application_name, '')) end
-        || ' holds the lock of the lead, and is not the coordinator that leads' as words,
-    case when l.pid is null then format('rollback prepared %L', x.gid)
-        else format('select pg_terminate_backend(%s)', l.pid) end as remedy
-from pgcoord_private.lead_lock as l
-    left join pg_stat_activity as s on s.pid = l.pid
-    left join pg_locks as t on l.pid is null and t.pid is null and t.virtualtransaction = l.virtualtransaction
-        and t.locktype = 'transactionid'    -- a prepared transaction's own number
-    left join pg_prepared_xacts as x on x.transaction = t.transactionid
-where not exists (select from pgcoord.leader)
-order by l.pid
-limit 1;
-comment on view pgcoord.lead_blocker is
-    'Where no coordinator leads: the session that keeps them from it by holding the lock of the lead; no row when none does.';
-
 -- How long a coordinator may be disconnected before the attempts of its host are lost. A coordinator that stands by asks for
 -- the lead at least every six seconds, which renews the lease; a silent network is noticed within fifteen seconds, and a
 -- frozen leader loses its lead after thirty. The lease is twice that.
@@ -167,6 +148,36 @@ create or replace function pgcoord_private.holder_ending(p_holder integer, p_que
 language sql immutable
 return case when p_holder = 0 then coalesce('rollback prepared' || substr(p_query, 20), 'rollback prepared …')
     else format('select pg_terminate_backend(%s)', p_holder) end;
+
+-- The leader itself is left out: it has recorded its session. The control row is the other lock that a lead needs; its
+-- holder is visible while a coordinator waits for it.
+create or replace view pgcoord.lead_blocker as
+select b.pid, b.usename, b.application_name, b.words, b.remedy
+from (
+    select l.pid, s.usename, s.application_name,
+        case when l.pid is null then format('the prepared transaction %L', x.gid)
+            else format('process %s (user %s%s)', l.pid, s.usename, ', ' || nullif(s.application_name, '')) end
+            || ' holds the lock of the lead, and is not the coordinator that leads' as words,
+        case when l.pid is null then format('rollback prepared %L', x.gid)
+            else format('select pg_terminate_backend(%s)', l.pid) end as remedy
+    from pgcoord_private.lead_lock as l
+        left join pg_stat_activity as s on s.pid = l.pid
+        left join pg_locks as t on l.pid is null and t.pid is null and t.virtualtransaction = l.virtualtransaction
+            and t.locktype = 'transactionid'    -- a prepared transaction's own number
+        left join pg_prepared_xacts as x on x.transaction = t.transactionid
+    union all
+    select nullif(w.holder, 0), w.usename, w.application_name,
+        format('pgcoord.control is held by %s',
+            pgcoord_private.holder_words(w.holder, w.usename, w.application_name, w.since, w.state, w.query)),
+        pgcoord_private.holder_ending(w.holder, w.query)
+    from pgcoord_private.find_lock_waits() as w
+    where w.lock = 'pgcoord.control'
+) as b
+where not exists (select from pgcoord.leader)
+order by b.pid
+limit 1;
+comment on view pgcoord.lead_blocker is
+    'Where no coordinator leads: the session that keeps them from it by a lock; no row when none does.';
 
 -- The session that holds a lock for which a coordinator waits, in words; null if none is visible.
 create or replace function pgcoord_private.held_by(p_lock text) returns text

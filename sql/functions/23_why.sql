@@ -174,7 +174,8 @@ select p.queue_id, p.feature_id, p.phase_number, 7, 'paused',
 from public.phase_queue as p, pgcoord.control as c
 where p.status = 'queued' and p.eligible_at is not null and c.paused_at is not null
 union all
-select p.queue_id, p.feature_id, p.phase_number, 8, 'coordinator', 'no coordinator runs', null
+select p.queue_id, p.feature_id, p.phase_number, 8, 'coordinator',
+    coalesce((select 'no coordinator leads: ' || b.words collate "default" from pgcoord.lead_blocker as b), 'no coordinator runs'), null
 from public.phase_queue as p
 where p.status = 'queued' and p.eligible_at is not null and not p.gated and not exists (select from pgcoord.leader)
 union all

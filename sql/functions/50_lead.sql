@@ -48,10 +48,39 @@ begin
         and not exists (select from pgcoord.attempt as a where a.exited_at is null and a.pool = p.name);
 end $$;
 
+-- Begin a lead on this connection, which holds its lock and the control row; returns the new epoch.
+create or replace function pgcoord_private.declare_lead(
+    p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb, p_after bigint, p_pools jsonb
+) returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    update pgcoord.control
+    set epoch = greatest(control.epoch, p_after) + 1,
+        place = left(md5(concat_ws('/', (select system from pgcoord_private.lineage()), d.oid)), 4)
+    from pg_database as d where d.datname = current_database();
+    insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder, backend_pid, backend_start)
+    select c.epoch, p_host, p_pid, p_version, p_runs_folder, s.pid, s.backend_start
+    from pgcoord.control as c, pg_stat_get_activity(pg_backend_pid()) as s;
+    delete from pgcoord.workflow;
+    perform pgcoord_private.declare_pools(p_pools);
+    perform pgcoord_private.find_free_slots();
+    insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout, queue_timeout, pool, max_cost_usd, later_delay, max_later)
+    select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,
+        make_interval(secs => (w ->> 'retry_delay_seconds')::float8), (w ->> 'retry_lost')::boolean,
+        make_interval(secs => (w ->> 'timeout_seconds')::float8),
+        make_interval(secs => (w ->> 'queue_timeout_seconds')::float8), coalesce(w ->> 'pool', 'local'),
+        (w ->> 'max_cost_usd')::numeric,
+        coalesce(make_interval(secs => (w ->> 'later_delay_seconds')::float8), '30 s'), (w ->> 'max_later')::integer
+    from jsonb_array_elements(p_workflows) as w;
+    return (select epoch from pgcoord.control);
+end $$;
+
 -- Take the lead on this connection, with a new epoch, and declare pools and workflows. The epoch is also higher than
 -- p_after, the last one that the coordinator knows: a failover may have lost that one, and no epoch may occur twice. Waits
--- up to two seconds for the lock, whose holder may just be ending, and as long for the control row. If another coordinator
--- leads, returns a row that names it, without an error: a coordinator that stands by calls this every few seconds.
+-- up to two seconds for the lock, whose holder may just be ending, and as long for the control row and for each other row:
+-- a longer wait would keep the lead and the control row from everybody. If another coordinator leads, returns a row that
+-- names it, without an error: a coordinator that stands by calls this every few seconds.
 create or replace function pgcoord_private.lead(
     p_host text, p_pid integer, p_version text, p_runs_folder text, p_workflows jsonb, p_after bigint default 0,
     p_pools jsonb default '[]',
@@ -75,6 +104,9 @@ begin
         end if;
         led := true;
         perform 1 from pgcoord.control for no key update;
+        epoch := pgcoord_private.declare_lead(p_host, p_pid, p_version, p_runs_folder, p_workflows, p_after, p_pools);
+        host := p_host;
+        pid := p_pid;
     exception when lock_not_available then
         if led then    -- of the session: a rollback would keep it
             perform pg_advisory_unlock(7405, 1);
@@ -83,29 +115,6 @@ begin
         select l.epoch, l.host, l.pid into epoch, host, pid from pgcoord.leader as l;
     end;
     perform set_config('lock_timeout', v_timeout, true);
-    if not led then
-        return;
-    end if;
-
-    update pgcoord.control
-    set epoch = greatest(control.epoch, p_after) + 1,
-        place = left(md5(concat_ws('/', (select system from pgcoord_private.lineage()), d.oid)), 4)
-    from pg_database as d where d.datname = current_database();
-    insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder, backend_pid, backend_start)
-    select c.epoch, p_host, p_pid, p_version, p_runs_folder, s.pid, s.backend_start
-    from pgcoord.control as c, pg_stat_get_activity(pg_backend_pid()) as s;
-    delete from pgcoord.workflow;
-    perform pgcoord_private.declare_pools(p_pools);
-    perform pgcoord_private.find_free_slots();
-    insert into pgcoord.workflow (name, is_default, reports, max_attempts, retry_delay, retry_lost, timeout, queue_timeout, pool, max_cost_usd, later_delay, max_later)
-    select w ->> 'name', (w ->> 'default')::boolean, (w ->> 'reports')::boolean, (w ->> 'max_attempts')::integer,
-        make_interval(secs => (w ->> 'retry_delay_seconds')::float8), (w ->> 'retry_lost')::boolean,
-        make_interval(secs => (w ->> 'timeout_seconds')::float8),
-        make_interval(secs => (w ->> 'queue_timeout_seconds')::float8), coalesce(w ->> 'pool', 'local'),
-        (w ->> 'max_cost_usd')::numeric,
-        coalesce(make_interval(secs => (w ->> 'later_delay_seconds')::float8), '30 s'), (w ->> 'max_later')::integer
-    from jsonb_array_elements(p_workflows) as w;
-    select c.epoch, p_host, p_pid into epoch, host, pid from pgcoord.control as c;
 end $$;
 
 -- For the leading coordinator, on its LISTEN connection: give the lead back, and notify the coordinators that stand by. The

@@ -89,7 +89,10 @@ begin
         v_locks := null;
         for v_pool in
             select o.name as pool, o.settings ->> 'folder' as runs_folder, free.slots,
-                case when o.launcher = 'local' then v_leader.host end as host    -- otherwise every leader counts as on its own host
+                -- Jobs of engines are submitted next, which takes no statement more; every leader counts as on their host.
+                case when o.launcher = 'local' then v_leader.host end as host,
+                case when o.launcher <> 'local' then o.launcher end as engine,
+                case when o.launcher <> 'local' then clock_timestamp() end as submitted_at
             from pgcoord.pool as o
                 cross join lateral (
                     select count(*) as slots from (select from pgcoord.free_slot as f where f.pool = o.name limit 1000) as few
@@ -99,7 +102,7 @@ begin
         loop
             v_slot := 0;
             for v_phase in
-                select p.queue_id, p.feature_id, p.attempt, p.lock, w.name, w.reports, w.retry_delay, w.retry_lost,
+                select p.queue_id, p.feature_id, p.attempt, p.lock, w.name, w.reports, w.retry_delay, w.retry_lost, w.queue_timeout,
                     coalesce((p.phase_data ->> 'max_attempts')::numeric::integer, w.max_attempts) as max_attempts,
                     coalesce(make_interval(secs => (p.phase_data ->> 'timeout_seconds')::float8), w.timeout) as timeout
                 from pgcoord_private.workflow_line as w
@@ -142,7 +145,8 @@ begin
                     v_id := nextval('pgcoord.attempt_id');
                     insert into pgcoord.attempt (
                         id, queue_id, number, adw_id, secret, slot, epoch, host, folder,
-                        workflow, reports, max_attempts, retry_delay, retry_lost, timeout, pool, lock
+                        workflow, reports, max_attempts, retry_delay, retry_lost, timeout, pool, lock,
+                        submitted_at, submitted_to, deadline
                     )
                     values (
                         v_id, v_phase.queue_id, v_phase.attempt + 1, pgcoord_private.adw_id(v_id, v_control.adw_offset), pgcoord_private.new_secret(),
@@ -152,7 +156,8 @@ begin
                         -- this one.
                         format('%s/%s/%s-%s%s', coalesce(v_pool.runs_folder, v_leader.runs_folder), v_control.installation, v_id, left(gen_random_uuid()::text, 8), v_control.place),
                         v_phase.name, v_phase.reports, v_phase.max_attempts, v_phase.retry_delay, v_phase.retry_lost, v_phase.timeout,
-                        v_pool.pool, v_phase.lock
+                        v_pool.pool, v_phase.lock,
+                        v_pool.submitted_at, v_pool.engine, v_pool.submitted_at + v_phase.queue_timeout
                     )
                     on conflict (adw_id) do nothing;
                     exit when found;    -- else a client has used this very adw_id

@@ -2,8 +2,9 @@
 -- for permission before it runs anything, and reports its own end. Both requests can be repeated by the same copy, which
 -- identifies itself by a random text.
 
--- Record that the job of an attempt is about to be submitted, for the first time or again. Stored before the submission, so
--- that a job which the engine starts in spite of an error is known.
+-- Record that the job of an attempt is about to be submitted. Stored before the submission, so that a job which the engine
+-- starts in spite of an error is known. claim_phases stores it, too, for a submission that follows at once; this is for one
+-- that comes later, or again.
 -- Errors: PC007 when the lead is over; PC003 when the attempt has ended, or its end was requested.
 create or replace function pgcoord_private.submit_attempt(p_epoch bigint, p_attempt_id bigint) returns void
 language plpgsql

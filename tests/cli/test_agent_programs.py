@@ -92,7 +92,7 @@ def refuse_commands(agent: str, home: Path, arguments: list[str]) -> dict[str, s
 @pytest.mark.scale
 @pytest.mark.timeout(550)
 @pytest.mark.parametrize("agent", PACKAGES)
-def test_an_agent_works_tells_what_it_does_and_what_it_cost(
+def test_an_agent_works_and_reports_its_steps_and_its_costs(
     agent: str, model: FakeModel, tmp_path: Path
 ) -> None:
     status, lines, result = run(agent, "WRITE: new.txt hello\nSAY: It is written.", model, tmp_path)
@@ -147,7 +147,7 @@ def test_an_agent_whose_key_is_refused_has_failed(
         ("qwen", 529),  # at 429 it retries for more than 25 minutes
     ],
 )
-def test_an_agent_whose_model_takes_no_more_is_to_be_tried_later(
+def test_a_phase_is_tried_later_when_the_model_takes_no_more_requests(
     agent: str, answer: int, model: FakeModel, tmp_path: Path
 ) -> None:
     status, lines, _ = run(agent, f"STATUS: {answer}\nSAY: Done.", model, tmp_path)

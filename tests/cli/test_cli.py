@@ -209,7 +209,7 @@ def test_run_names_cancelled_phases_with_the_reason(desk: Desk) -> None:
     )
 
 
-def test_run_tells_of_each_attempt(desk: Desk) -> None:
+def test_run_prints_each_attempt(desk: Desk) -> None:
     desk.write("pgcoord.toml", f'{CONFIGURATION}max_attempts = 2\nretry_delay = "0s"\n')
     output = desk.say("run", desk.plan("test -e tried || { touch tried; exit 9; }"))
     assert re.search(r"phase 1  running +Step 1 \(slot 1, attempt 2\)", output) or re.search(
@@ -232,7 +232,7 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) ->
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
 
 
-def test_run_beside_a_serve_takes_over_when_that_one_ends(desk: Desk) -> None:
+def test_run_beside_a_serve_takes_over_when_the_serve_ends(desk: Desk) -> None:
     serve = desk.start("serve")
     serve.until("leading")
     gate = desk.gate("gate")
@@ -244,7 +244,7 @@ def test_run_beside_a_serve_takes_over_when_that_one_ends(desk: Desk) -> None:
     assert run.wait() == 0
 
 
-def test_run_names_the_hold_up_of_a_feature_of_which_nothing_runs(desk: Desk) -> None:
+def test_run_names_the_obstacle_of_a_feature_without_a_running_phase(desk: Desk) -> None:
     desk.say("pause", "--reason", "tea")
     run = desk.start("run", desk.plan("true"))
     run.until(r"phase 1  queued     Step 1: everything is paused since [-:0-9 ]+ \S+: tea\n")
@@ -265,6 +265,41 @@ def test_an_interrupted_run_names_processes_that_it_leaves_running(
     os.kill(int(left[1]), 0)
     assert "Traceback" not in run.output
     assert statuses(conn) == {1: "running", 2: "queued"}
+
+
+def test_a_stopped_serve_names_the_pools_of_the_jobs_that_it_leaves_running(
+    desk: Desk, conn: Connection
+) -> None:
+    pool = f"""
+[pool.far]
+launcher = "command"
+slots = 2
+folder = "{desk.folder}"
+submit = ["echo", "17", "{{script}}"]
+id = "^(17)"
+list = ["true"]
+jobs = "(?P<id>.*) (?P<name>.*) (?P<state>.*)"
+waiting = ["PENDING"]
+running = ["RUNNING"]
+cancel = ["true", "{{id}}"]
+
+[workflow.there]
+command = ["true"]
+pool = "far"
+"""
+    desk.write("pgcoord.toml", CONFIGURATION + pool)
+    serve = desk.start("serve")
+    desk.say("submit", desk.plan("Go.", "Go.", depends_on="none\nWorkflow: there"))
+    for number in (1, 2):
+        serve.until(rf"queue-1-{number} .* submitted, job 17")
+    conn.execute(
+        "select pgcoord.begin_attempt(id, secret, 'a') from pgcoord.attempt"
+        " where queue_id = 'queue-1-2'"
+    )
+    serve.send(signal.SIGTERM)
+    serve.wait()
+    said = "left running: queue-1-1 (in pool far, not begun yet), queue-1-2 (in pool far);"
+    assert said in serve.output
 
 
 @pytest.mark.scale
@@ -364,7 +399,7 @@ def test_a_draining_serve_claims_nothing_more_and_ends_with_its_last_phase(
     assert statuses(conn) == {1: "completed", 2: "queued"}
 
 
-def test_a_draining_serve_that_is_told_again_leaves_processes_running(desk: Desk) -> None:
+def test_a_second_interrupt_ends_a_draining_serve_and_leaves_processes_running(desk: Desk) -> None:
     gate = desk.gate("gate")
     serve = desk.start("serve", "--drain")
     desk.say("submit", desk.plan(f"read _ < {gate}"))
@@ -454,13 +489,17 @@ def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> N
     [
         ("select from phase_queue for update", ("cancel", "1.1"), "cancelled"),
         ("lock table phase_queue", ("status",), "Feature 1"),
+        ("lock table pgcoord.migration", ("submit", "plan.md"), "feature 2"),
+        ("lock table pgcoord.migration", ("upgrade",), "up to date"),
     ],
-    ids=["a row", "a table"],
+    ids=["a row", "a table", "the table of the schema", "that table in an upgrade"],
 )
-def test_a_command_that_waits_for_a_lock_says_who_holds_it(
+def test_a_command_that_waits_for_a_lock_names_the_holder(
     desk: Desk, conn: Connection, dsn: str, locked: str, arguments: tuple[str, ...], said: str
 ) -> None:
     add_feature(conn, {1: []})
+    desk.write("plan.md", "# Two\n\n## Phase 1: One\n\nWork.\n")
+    desk.write("pgcoord.toml", '[workflow.work]\ncommand = ["true"]\ndefault = true\n')
     with psycopg.connect(dsn, application_name="coffee") as other:
         other.execute(locked.encode())
         waiting = desk.start(*arguments)
@@ -568,7 +607,7 @@ def test_submit_needs_no_configuration(desk: Desk, conn: Connection) -> None:
     assert desk.say("submit", plan).startswith("feature 1: 1 phase is queued")
 
 
-def test_submit_shows_the_phases_that_it_would_queue_without_a_database(desk: Desk) -> None:
+def test_submit_previews_phases_without_a_database(desk: Desk) -> None:
     text = "# A\n## ✅ Phase 1: B\n\n## Phase 2: C\n\nx\n\n## Phase 3: D (depends on 1)\n\ny\n"
     plan = desk.write("plan.md", text)
     nowhere = ("submit", plan, "--check", "--dsn", "host=/nowhere")
@@ -617,7 +656,9 @@ def test_upgrade_brings_the_schema_and_names_its_migrations(
 # Showing
 
 
-def test_prune_removes_features_finished_that_long_ago(desk: Desk, conn: Connection) -> None:
+def test_prune_removes_features_that_finished_before_the_given_age(
+    desk: Desk, conn: Connection
+) -> None:
     for _ in range(2):
         feature = add_feature(conn, {1: []})
         conn.execute("select pgcoord.cancel_feature(%s, 'no')", [feature])
@@ -693,7 +734,7 @@ def test_a_skipped_phase_and_a_feature_that_cannot_go_on_say_so(
     assert [phase["skipped"] for phase in row["phases"]] == [True, False, False]
 
 
-def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
+def test_status_why_and_logs_say_that_no_coordinator_runs(desk: Desk) -> None:
     gate = desk.gate()
     serve = desk.start("serve")
     serve.until("leading")
@@ -711,9 +752,7 @@ def test_a_world_that_nobody_watches_is_said_to_be_one(desk: Desk) -> None:
     assert re.match(f"{since}no coordinator watches", desk.say("why", "1.1"))
 
 
-def test_status_json_is_an_object_that_stays_as_it_is(
-    desk: Desk, conn: Connection, epoch: int
-) -> None:
+def test_the_keys_of_status_json_are_stable(desk: Desk, conn: Connection, epoch: int) -> None:
     add_feature(conn, {1: [], 2: [1]})
     claim(conn, epoch)
     actual = json.loads(desk.say("status", "--json"))
@@ -813,7 +852,7 @@ def test_status_watches_only_where_it_can_redraw(desk: Desk) -> None:
     assert "that can redraw lines" in refused.output
 
 
-def test_status_says_when_there_is_nothing(desk: Desk) -> None:
+def test_status_says_that_there_are_no_features(desk: Desk) -> None:
     assert desk.say("status").splitlines()[2:] == ["no unfinished features"]
 
 
@@ -976,7 +1015,7 @@ def test_wrong_usage_ends_with_2(desk: Desk) -> None:
             assert "Traceback" not in result.stderr
 
 
-def test_without_any_database_it_says_how_to_get_one(bare_desk: Desk) -> None:
+def test_a_missing_database_is_reported_with_the_way_to_get_one(bare_desk: Desk) -> None:
     for arguments in (["status"], ["why", "1.1"], ["upgrade"], ["pause"]):
         result = bare_desk.call(*arguments)
         assert result.returncode == 6
@@ -988,7 +1027,7 @@ def test_without_any_database_it_says_how_to_get_one(bare_desk: Desk) -> None:
     assert not (bare_desk.folder / ".pgcoord").exists()
 
 
-def test_without_a_configuration_it_says_how_to_make_one(desk: Desk) -> None:
+def test_a_missing_configuration_is_reported_with_the_way_to_make_one(desk: Desk) -> None:
     (desk.folder / "pgcoord.toml").unlink()
     for arguments in (["run", desk.plan("true")], ["serve"]):
         result = desk.call(*arguments)

@@ -89,7 +89,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert configuration.log_retention == timedelta(days=30)
 
 
-def test_the_only_workflow_is_the_default_unless_it_says_no(tmp_path: Path) -> None:
+def test_the_only_workflow_is_the_default_unless_declared_otherwise(tmp_path: Path) -> None:
     one, two = ('[workflow.a]\ncommand = ["a"]\n', '[workflow.b]\ncommand = ["b"]\n')
     for text, default in ((one, "a"), (f"{one}default = false\n", None), (one + two, None)):
         found = read(tmp_path, text).default_workflow
@@ -172,7 +172,7 @@ def test_every_key_of_a_repository_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, text).github == GitHub("owner/name", required=False)
 
 
-def test_a_pool_has_slots_and_workflows_name_it(tmp_path: Path) -> None:
+def test_a_pool_has_slots_and_workflows_name_their_pool(tmp_path: Path) -> None:
     configuration = read(
         tmp_path,
         """
@@ -382,7 +382,7 @@ def test_a_second_default_names_the_first(tmp_path: Path) -> None:
     ]
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     text = "[workflow.a]\ntimout = 1\n[workflow.b]\ncommand = ['{x']\nlinger = 'x'\n[log]\nx = 1\n"
     assert [problem.split(":")[0] for problem in problems(tmp_path, text)] == [
         "workflow.a.command",
@@ -438,7 +438,7 @@ def test_the_file_is_looked_for_upward(tmp_path: Path, monkeypatch: pytest.Monke
     assert find_configuration(Path("..") / "..") == actual
 
 
-def test_no_file_is_none(tmp_path: Path) -> None:
+def test_a_search_without_a_file_returns_none(tmp_path: Path) -> None:
     assert find_configuration(tmp_path) is None
 
 

@@ -4,14 +4,18 @@ import json
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support import PATIENCE
 from support.database import Connection, add_feature
 from support.desk import CONFIGURATION, Desk, address_of, until
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
@@ -63,6 +67,60 @@ def test_all_is_well_beside_a_coordinator(desk: Desk) -> None:
     assert ", 1 stands by\n" in desk.say("doctor")
 
 
+@contextmanager
+def holding_up_once(dsn: str) -> Iterator[str]:
+    """A way to the server on which the first notification takes 0.3 s, and no other."""
+    values, held = conninfo_to_dict(dsn), threading.Event()
+    host, port = str(values["host"]), int(values.get("port") or 5432)
+    in_folder = host.startswith("/")
+
+    def pump(source: socket.socket, sink: socket.socket, *, from_server: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if from_server and b"pgcoord_probe" in data and not held.is_set():
+                    held.set()
+                    time.sleep(0.3)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                front, _ = listener.accept()
+                back = socket.socket(socket.AF_UNIX if in_folder else socket.AF_INET)
+                sockets.extend([front, back])
+                back.connect(f"{host}/.s.PGSQL.{port}" if in_folder else (host, port))
+                for pair, from_server in (((front, back), False), ((back, front), True)):
+                    run(pump, *pair, from_server=from_server)
+
+    def run(function: Callable[..., None], *given: socket.socket, **named: bool) -> None:
+        threads.append(threading.Thread(target=function, args=given, kwargs=named))
+        threads[-1].start()
+
+    sockets = [listener := socket.create_server(("127.0.0.1", 0))]
+    threads: list[threading.Thread] = []
+    run(serve)
+    address = listener.getsockname()
+    try:
+        yield make_conninfo(
+            dsn, host=address[0], port=address[1], sslmode="disable", gssencmode="disable"
+        )
+    finally:
+        for each in sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join(PATIENCE)
+        for each in sockets:
+            each.close()
+    assert held.is_set()
+
+
+def test_one_slow_notification_does_not_make_the_database_far_away(desk: Desk, dsn: str) -> None:
+    with holding_up_once(dsn) as way:
+        assert levels(desk, "--dsn", way)[1]["wake-ups"] == "ok"
+
+
 def test_warnings_and_failures_have_exit_statuses_of_their_own(
     desk: Desk, conn: Connection
 ) -> None:
@@ -108,15 +166,22 @@ def test_a_view_that_was_broken_by_hand_is_a_finding(desk: Desk, conn: Connectio
 
 
 @pytest.mark.scale
-def test_a_table_that_is_locked_is_a_finding_with_its_holder(desk: Desk, dsn: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "kind", "words"),
+    [
+        ("phase_queue", "locks", "a table is locked, so that nothing can be read"),
+        ("pgcoord.migration", "schema", "it cannot be read: a table is locked: "),
+    ],
+)
+def test_a_table_that_is_locked_is_a_finding_with_its_holder(
+    table: str, kind: str, words: str, desk: Desk, dsn: str
+) -> None:
     with psycopg.connect(dsn) as other:
-        other.execute("lock table phase_queue")
+        other.execute(f"lock table {table}".encode())
         lines = desk.call("doctor").stdout.splitlines()
         pid = other.info.backend_pid
-    locked = next(each for each in lines if "locks" in each)
-    assert locked.startswith(
-        "✗ fail  locks          a table is locked, so that nothing can be read"
-    )
+    locked = next(each for each in lines if f"fail  {kind} " in each)
+    assert locked.startswith(f"✗ fail  {kind:14} {words}")
     assert f"process {pid} " in locked
     assert lines[-1].split()[:3] == ["✓", "ok", "disk"]
 
@@ -143,7 +208,7 @@ def test_a_worktree_needs_a_repository_with_a_commit(desk: Desk) -> None:
     assert levels(desk)[1]["worktrees"] == "fail"
 
 
-def test_where_processes_report_to_is_tried(desk: Desk) -> None:
+def test_doctor_tries_the_address_that_processes_report_to(desk: Desk) -> None:
     address = address_of(desk.start("serve"))
     for url, level, words in [
         (f"http://{address}", "✓ ok  ", ", which answers"),
@@ -192,7 +257,7 @@ def test_a_pool_whose_commands_are_missing_says_so_and_so_do_its_phases(desk: De
     assert "pool far (command): none\n" in desk.say("status")
 
 
-def test_an_address_of_this_machine_alone_is_none_for_nodes(desk: Desk) -> None:
+def test_a_loopback_report_url_is_a_warning_where_nodes_report(desk: Desk) -> None:
     url = "http://localhost:8002"
     desk.write("pgcoord.toml", POOL.replace("slots = 2", f'slots = 2\nreport_url = "{url}"'))
     words = f"far: its nodes reach themselves at {url}, not this server: jobs report by files"
@@ -405,7 +470,7 @@ def test_the_rights_at_github_are_looked_at_without_making_anything(
         ({"has_issues": False}, "its issues are disabled"),
     ],
 )
-def test_what_github_does_not_allow_is_named(
+def test_a_refusal_of_github_is_named(
     broken: dict[str, Any], words: str, desk: Desk, github: FakeGitHub
 ) -> None:
     for name, value in broken.items():
@@ -416,9 +481,7 @@ def test_what_github_does_not_allow_is_named(
     assert TOKEN not in said
 
 
-def test_a_right_that_is_missing_is_named_as_github_names_it(
-    desk: Desk, github: FakeGitHub
-) -> None:
+def test_a_missing_right_has_the_name_that_github_uses(desk: Desk, github: FakeGitHub) -> None:
     message = "Resource not accessible by personal access token"
     accepted = {"x-accepted-github-permissions": "issues=write"}
     github.fail("POST", "/issues", 403, message=message, headers=accepted)
@@ -454,7 +517,7 @@ def test_a_transaction_pool_is_left_as_it_is_for_its_other_clients(
     assert actual == ('"$user", public', "0", "on")
 
 
-def test_what_another_client_of_the_pool_has_set_does_not_count_or_is_named(
+def test_settings_of_other_clients_of_the_pool_do_not_count_or_are_named(
     desk: Desk, pooler: Pooler
 ) -> None:
     pooler.start(pool_mode="transaction", default_pool_size="1")

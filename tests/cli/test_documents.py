@@ -87,7 +87,7 @@ def test_every_configuration_in_the_documents_is_read(tmp_path: Path) -> None:
         assert read.workflows or read.github, block
 
 
-def test_every_plan_below_a_configuration_is_one_for_it(tmp_path: Path) -> None:
+def test_every_plan_below_a_configuration_fits_the_configuration(tmp_path: Path) -> None:
     pages = [list(blocks_of(ROOT / "docs" / name)) for name in ("recipes.md", "agents.md")]
     pairs = [(a, b) for page in pages for a, b in pairwise(page) if b.language == "markdown"]
     assert len(pairs) >= 7
@@ -153,7 +153,7 @@ def test_every_kind_of_finding_is_explained() -> None:
     assert found == explained
 
 
-def test_the_example_names_tests_that_are_there() -> None:
+def test_the_example_names_existing_tests() -> None:
     workflows = read_configuration(ROOT / "examples" / "pgcoord.toml").workflows
     named = [word for word in workflows["tests"].command if word.startswith("tests/")]
     assert named

@@ -21,7 +21,7 @@ def other_desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 @pytest.mark.scale
-def test_a_database_with_work_in_it_goes_there_and_back(bare_desk: Desk, other_desk: Desk) -> None:
+def test_a_database_with_work_is_dumped_and_restored(bare_desk: Desk, other_desk: Desk) -> None:
     bare_desk.call("run", bare_desk.plan("echo one", "exit 1", "echo three"))
     bare_desk.call("submit", bare_desk.plan("echo waits", name="other.md"))
     dump = str(bare_desk.folder / "work.dump")
@@ -40,7 +40,7 @@ def test_a_database_with_work_in_it_goes_there_and_back(bare_desk: Desk, other_d
     assert (refused.returncode, "left as it is" in refused.stderr) == (3, True)
 
 
-def test_what_is_no_dump_makes_no_database(bare_desk: Desk) -> None:
+def test_a_file_that_is_no_dump_makes_no_database(bare_desk: Desk) -> None:
     bare_desk.write("plan.md", "# P")
     for name, words in (("plan.md", "is not what 'pgcoord dump' writes"), ("no", "no file")):
         result = bare_desk.call("restore", name)

@@ -14,11 +14,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.database import kill_server, upgrade
 from support.desk import Desk
 
 from pgcoord.database.embedded import SOCKET, Binaries, EmbeddedPostgres, find_binaries
-from pgcoord.errors import CannotStart
+from pgcoord.errors import CannotStart, DatabaseUnusable
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 START = """
@@ -108,7 +109,7 @@ def leave_lock_files_of(pid: int, embedded: EmbeddedPostgres) -> None:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
 
@@ -126,7 +127,9 @@ def modes_above(folder: Path) -> list[tuple[int, int, int]]:
 # Starting and stopping
 
 
-def test_the_first_start_starts_it_and_the_second_finds_it_up(embedded: EmbeddedPostgres) -> None:
+def test_the_first_start_starts_the_server_and_the_second_finds_the_server_up(
+    embedded: EmbeddedPostgres,
+) -> None:
     assert not embedded.running()
     assert embedded.start()
     assert embedded.running()
@@ -143,7 +146,7 @@ def test_the_dsn_is_known_before_the_server_is_there_and_stays(stopped: Embedded
     assert ask(stopped, "select current_database() || ' ' || current_user") == "postgres postgres"
 
 
-def test_nothing_is_made_by_asking_and_stopping(embedded: EmbeddedPostgres) -> None:
+def test_asking_and_stopping_create_nothing(embedded: EmbeddedPostgres) -> None:
     assert not embedded.running()
     assert not embedded.stop()
     assert not embedded.state.exists()
@@ -160,7 +163,7 @@ def test_data_survive_a_stop(embedded: EmbeddedPostgres) -> None:
 
 
 @pytest.mark.parametrize("name", ["two words", "l'été \\ 'b'", '"$HOME" `id`'])
-def test_it_works_in_a_folder_of_any_name(make: Make, short: Path, name: str) -> None:
+def test_the_server_works_in_a_folder_of_any_name(make: Make, short: Path, name: str) -> None:
     embedded = make(short / name / ".pgcoord")
     assert embedded.start()
     assert embedded.server.socket.is_relative_to(short / name)
@@ -168,7 +171,7 @@ def test_it_works_in_a_folder_of_any_name(make: Make, short: Path, name: str) ->
     assert embedded.stop()
 
 
-def test_of_processes_that_start_it_at_once_one_does(embedded: EmbeddedPostgres) -> None:
+def test_of_concurrent_starters_one_starts_the_server(embedded: EmbeddedPostgres) -> None:
     callers = [call(embedded.state) for _ in range(4)]
     said = sorted(each.communicate(timeout=60)[0].strip() for each in callers)
     assert said == ["False", "False", "False", "True"]
@@ -185,14 +188,16 @@ def test_postgres_settings_of_the_caller_are_not_the_servers(
     assert ask(stopped, "show client_encoding") == "UTF8"
 
 
-def test_a_port_in_its_configuration_changes_no_dsn(stopped: EmbeddedPostgres) -> None:
+def test_a_port_in_the_configuration_of_the_server_changes_no_dsn(
+    stopped: EmbeddedPostgres,
+) -> None:
     with (stopped.server.data / "postgresql.conf").open("a") as file:
         file.write("\nport = 1\n")
     stopped.start()
     assert ask(stopped, "select 1") == 1
 
 
-def test_a_start_that_another_got_ahead_of_finds_the_server_up(
+def test_a_start_behind_a_concurrent_start_finds_the_server_up(
     stopped: EmbeddedPostgres, make: Make, tmp_path: Path
 ) -> None:
     real = stopped.binaries.directory
@@ -234,7 +239,7 @@ def test_a_server_whose_folder_was_moved_is_named_and_started_anew(make: Make, s
 
 
 @needs_proc
-def test_it_listens_on_no_network(stopped: EmbeddedPostgres) -> None:
+def test_the_server_listens_on_no_network(stopped: EmbeddedPostgres) -> None:
     stopped.start()
     assert ask(stopped, "show listen_addresses") == ""
     process = Path(f"/proc/{postmaster_of(stopped)}")
@@ -244,7 +249,7 @@ def test_it_listens_on_no_network(stopped: EmbeddedPostgres) -> None:
     assert not {f"socket:[{each}]" for each in inodes} & sockets
 
 
-def test_its_folders_are_private_ignored_by_git_and_those_above_unchanged(
+def test_folders_of_the_server_are_private_and_ignored_by_git_and_parents_unchanged(
     embedded: EmbeddedPostgres,
 ) -> None:
     before = modes_above(embedded.state)
@@ -256,7 +261,7 @@ def test_its_folders_are_private_ignored_by_git_and_those_above_unchanged(
     assert modes_above(embedded.state) == before
 
 
-def test_a_state_folder_that_was_there_is_left_as_it_is(embedded: EmbeddedPostgres) -> None:
+def test_an_existing_state_folder_is_left_unchanged(embedded: EmbeddedPostgres) -> None:
     embedded.state.mkdir(mode=0o755)
     before = embedded.state.stat().st_mode
     embedded.start()
@@ -270,7 +275,7 @@ def test_a_folder_of_the_server_that_others_may_enter_is_closed(embedded: Embedd
     assert (embedded.state / "postgres").stat().st_mode & 0o777 == 0o700
 
 
-def test_the_socket_of_a_long_path_is_elsewhere_and_every_environment_finds_it(
+def test_the_socket_of_a_long_path_is_elsewhere_and_found_in_every_environment(
     make: Make, tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = tmp_path / ("long" * 20) / ".pgcoord"
@@ -322,20 +327,20 @@ def test_the_server_outlives_ctrl_c_and_the_death_of_its_caller(stopped: Embedde
     assert caller.stdout.readline() == "True\n"
     assert os.getsid(postmaster_of(stopped)) != caller.pid
     os.killpg(caller.pid, signal.SIGINT)
-    assert caller.wait(timeout=30) != 0
+    assert caller.wait(timeout=PATIENCE) != 0
     caller.communicate()
     assert ask(stopped, "select 1") == 1
 
 
 def test_a_caller_with_captured_output_ends(stopped: EmbeddedPostgres) -> None:
     command = [sys.executable, "-c", START, str(stopped.state)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert (result.stdout, result.stderr) == ("True\n", "")
     assert stopped.running()
 
 
 @needs_proc
-def test_it_starts_after_every_process_of_it_was_killed(stopped: EmbeddedPostgres) -> None:
+def test_the_server_starts_after_all_its_processes_were_killed(stopped: EmbeddedPostgres) -> None:
     stopped.start()
     ask(stopped, "create table kept as select 1 as one")
     kill_server(stopped)
@@ -344,7 +349,7 @@ def test_it_starts_after_every_process_of_it_was_killed(stopped: EmbeddedPostgre
 
 
 @needs_proc
-def test_it_starts_when_its_pid_is_now_of_a_stranger(
+def test_the_server_starts_when_a_stranger_has_its_former_pid(
     stopped: EmbeddedPostgres, stranger: subprocess.Popen[bytes]
 ) -> None:
     stopped.start()
@@ -357,7 +362,7 @@ def test_it_starts_when_its_pid_is_now_of_a_stranger(
 
 @needs_proc
 @pytest.mark.scale
-def test_it_starts_when_its_pid_is_now_of_another_server(
+def test_the_server_starts_when_another_server_has_its_former_pid(
     make: Make, tmp_path: Path, stopped: EmbeddedPostgres
 ) -> None:
     other = make(tmp_path / "other")
@@ -382,20 +387,67 @@ def test_a_stop_signals_no_stranger(
 
 @needs_proc
 @pytest.mark.scale
-def test_it_waits_for_a_busy_backend_of_a_killed_server(stopped: EmbeddedPostgres) -> None:
+@pytest.mark.parametrize("how", ["busy", "frozen"])
+def test_it_ends_a_backend_that_outlives_a_killed_server(
+    stopped: EmbeddedPostgres, how: str
+) -> None:
     stopped.start()
-    busy = """do $$
-        declare since timestamptz := clock_timestamp();
-        begin while clock_timestamp() < since + interval '1 s' loop end loop; end $$"""
-    with closing(psycopg.connect(stopped.dsn, autocommit=True)) as conn:
-        conn.pgconn.send_query(busy.encode())
+    ask(stopped, "create table kept as select 1 as one")
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=stopped.server.data) as bystander,
+        closing(psycopg.connect(stopped.dsn, autocommit=True)) as conn,
+    ):
+        conn.pgconn.send_query(b"do $$ begin delete from kept; loop end loop; end $$")
         backend = conn.info.backend_pid
         query = f"select count(*) from pg_stat_activity where pid = {backend} and state = 'active'"
         wait_until(lambda: ask(stopped, query))
+        if how == "frozen":
+            os.kill(backend, signal.SIGSTOP)
         os.kill(postmaster_of(stopped), signal.SIGKILL)
         assert stopped.start()
+        assert bystander.poll() is None
     assert "pre-existing shared memory block" in stopped.server.log.read_text()
-    assert ask(stopped, "select 1") == 1
+    assert ask(stopped, "select one from kept") == 1
+
+
+def test_what_was_stopped_is_not_started_again_until_somebody_starts_it(
+    stopped: EmbeddedPostgres,
+) -> None:
+    stopped.start()
+    assert not stopped.start_again()
+    stopped.stop()
+    with pytest.raises(DatabaseUnusable, match="was stopped by 'pgcoord db stop'"):
+        stopped.start_again()
+    stopped.start()
+    kill_server(stopped)
+    assert stopped.start_again()
+
+
+def test_a_start_again_keeps_the_socket_that_clients_know(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = make(tmp_path / ("long" * 20) / ".pgcoord")
+    embedded.start()
+    known = embedded.dsn
+    other = make(embedded.state)
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert not other.start()
+    kill_server(embedded)
+    (embedded.server.data / "postmaster.pid").unlink()  # as after `pg_ctl stop`
+    assert other.start_again()
+    assert other.dsn == known
+    assert ask(other, "select 1") == 1
+
+
+@needs_proc
+def test_the_server_gets_no_secrets_of_the_caller(
+    stopped: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUILD_SECRET", "whsec_c2VjcmV0")
+    stopped.start()
+    given = Path(f"/proc/{postmaster_of(stopped)}/environ").read_bytes()
+    assert b"PATH=" in given
+    assert b"BUILD_SECRET" not in given
 
 
 @pytest.mark.parametrize(
@@ -493,7 +545,7 @@ def no_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Binaries:
 
 
 @root_only
-def test_root_becomes_an_ordinary_user_where_that_one_reaches_the_data(
+def test_root_becomes_an_ordinary_user_who_can_reach_the_data(
     make: Make, short: Path, no_namespace: Binaries
 ) -> None:
     embedded = make(short / ".pgcoord", no_namespace)
@@ -516,7 +568,7 @@ def test_a_database_is_left_alone_where_unshare_is_missing(
 
 
 @root_only
-def test_root_is_told_where_that_user_cannot_reach_the_data(
+def test_root_is_refused_where_the_user_postgres_cannot_reach_the_data(
     make: Make, short: Path, no_namespace: Binaries
 ) -> None:
     (short / "closed").mkdir(mode=0o700)
@@ -560,7 +612,7 @@ def test_the_wheel_comes_first_then_path_then_the_newest_of_debian(tmp_path: Pat
     assert actual == Binaries(debian / "17" / "bin", 17)
 
 
-def test_without_a_postgres_new_enough_both_remedies_are_told(tmp_path: Path) -> None:
+def test_without_a_postgres_new_enough_both_remedies_are_named(tmp_path: Path) -> None:
     too_old = make_binaries(tmp_path / "bin", "13.14")
     with pytest.raises(CannotStart) as caught:
         find_binaries("no_such_package", str(too_old), tmp_path)

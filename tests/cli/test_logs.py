@@ -53,7 +53,7 @@ def test_logs_prints_the_log_byte_for_byte(desk: Desk) -> None:
     )
 
 
-def test_logs_of_another_machine_are_said_to_be_there(
+def test_logs_of_another_machine_are_refused_with_the_name_of_the_machine(
     desk: Desk, conn: Connection, epoch: int
 ) -> None:
     add_feature(conn, {1: []})
@@ -142,7 +142,7 @@ def test_following_outlives_the_coordinator(desk: Desk) -> None:
     assert re.search("one\ntwo\nthree\npgcoord: queue-1-1: completed at", follow.output)
 
 
-def test_following_asks_the_database_nothing_while_nothing_happens_there(
+def test_following_sends_the_database_no_statement_without_events(
     desk: Desk, conn: Connection, dsn: str
 ) -> None:
     gate = desk.gate()
@@ -177,7 +177,7 @@ def test_following_ends_cleanly_with_ctrl_c(desk: Desk) -> None:
     assert follow.output.endswith("one\r\n")
 
 
-def test_following_ends_when_nobody_reads_any_more(desk: Desk) -> None:
+def test_following_ends_when_its_output_is_closed(desk: Desk) -> None:
     gate = desk.gate()
     desk.start("serve").until("leading")
     desk.say("submit", desk.plan(f"echo one; cat {gate}"))
@@ -335,7 +335,7 @@ def test_a_search_finds_lines_wherever_they_are_in_a_log(tmp_path: Path) -> None
     assert Log(tmp_path).search("needle") == ([], False)
 
 
-def test_a_log_may_shrink_while_it_is_searched(tmp_path: Path) -> None:
+def test_a_log_may_shrink_during_a_search(tmp_path: Path) -> None:
     """As when its process empties it, in the middle of the search."""
     log = tmp_path / "log"
     log.write_bytes(b"a line of the log, such as there are many\n" * 1_500_000)
@@ -384,7 +384,7 @@ def test_runs_that_ended_long_ago_are_removed_and_others_never(
     assert desk.say("logs", "3.1") == "still here"
 
 
-def test_a_run_is_only_removed_when_nothing_of_it_lives(tmp_path: Path) -> None:
+def test_a_run_is_removed_only_without_living_processes(tmp_path: Path) -> None:
     def run(name: str, script: str = "true") -> Run:
         run = Run(tmp_path / name)
         run.prepare("")
@@ -454,7 +454,7 @@ def test_a_coordinator_logs_a_line_a_transition(desk: Desk, dsn: str, conn: Conn
     assert_no_secret(serve, conn)
 
 
-def test_a_coordinator_logs_json_where_that_is_asked_for(desk: Desk, conn: Connection) -> None:
+def test_a_coordinator_logs_json_on_request(desk: Desk, conn: Connection) -> None:
     serve = desk.start("serve", "--log-format", "json")
     serve.until("leading")
     desk.say("submit", desk.plan("echo s3cret; exit 3"))
@@ -526,9 +526,7 @@ def test_trouble_is_found_behind_lines_of_any_length(tmp_path: Path) -> None:
     assert run.log.find_trouble(5_000, before=False) is None
 
 
-def test_logs_are_found_where_their_project_was_moved_or_that_is_said(
-    desk: Desk, tmp_path: Path
-) -> None:
+def test_logs_of_a_moved_project_are_found_or_reported_as_moved(desk: Desk, tmp_path: Path) -> None:
     before = tmp_path / "before"
     before.mkdir()
     there = Desk(before, desk.environment)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 
-def test_without_an_engine_and_a_package_it_is_said_that_nothing_was_tried(tmp_path: Path) -> None:
+def test_the_matrix_says_that_nothing_ran_without_an_engine_and_a_package(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, str(Path(__file__).parents[1] / "matrix.py"), "13"],
         env=os.environ | {"DOCKER_HOST": "tcp://127.0.0.1:1", "PATH": str(tmp_path)},

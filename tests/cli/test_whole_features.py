@@ -282,7 +282,9 @@ def test_run_prints_the_feature_at_its_end_as_json(desk: Desk) -> None:
         ("work", "'pgcoord status' shows those that exist."),
     ],
 )
-def test_a_phase_that_is_not_there_has_its_nearest_named(desk: Desk, name: str, hint: str) -> None:
+def test_a_missing_phase_is_reported_with_the_nearest_name(
+    desk: Desk, name: str, hint: str
+) -> None:
     desk.say("submit", desk.plan("true", "true"))
     for command in ("why", "logs", "retry", "result"):
         result = desk.call(command, name)
@@ -308,7 +310,7 @@ def test_a_phase_that_is_not_there_has_its_nearest_named(desk: Desk, name: str, 
         *("execute 9", "plan 9", "run --feature 9", "schedule create x '0 3 * * *' --feature 9"),
     ],
 )
-def test_a_feature_that_is_not_there_is_told_in_one_wording(desk: Desk, command: str) -> None:
+def test_a_missing_feature_is_reported_in_one_wording(desk: Desk, command: str) -> None:
     result = desk.call(*shlex.split(command))
     assert (result.returncode, result.stderr) == (
         4,
@@ -316,7 +318,7 @@ def test_a_feature_that_is_not_there_is_told_in_one_wording(desk: Desk, command:
     )
 
 
-def test_times_are_of_the_zone_in_which_they_are_read_and_name_it(desk: Desk) -> None:
+def test_times_are_in_the_zone_of_the_reader_and_name_the_zone(desk: Desk) -> None:
     desk.call("run", desk.plan("true"))
     assert desk.say("why", "1.1", TZ="Asia/Tokyo").endswith(" JST")
     assert desk.say("why", "1.1", TZ="UTC").endswith(" UTC")

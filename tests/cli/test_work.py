@@ -81,9 +81,7 @@ def test_completed_phases_take_no_time_and_are_on_no_path(conn: Connection) -> N
     assert in_hours(conn, finish(conn, feature)["ends_at"]) == 2
 
 
-def test_past_runs_and_the_estimate_are_weighed_by_how_much_each_tells(
-    conn: Connection, epoch: int
-) -> None:
+def test_more_past_runs_outweigh_the_estimate(conn: Connection, epoch: int) -> None:
     def expected() -> list[float]:
         [row] = rows(conn, "select * from pgcoord.forecast(array[%s])", feature)
         return [in_hours(conn, row[each]) for each in ("earliest", "ends_at", "latest")]
@@ -109,7 +107,7 @@ def test_a_phase_of_unlike_runs_counts_with_their_average(conn: Connection, epoc
     assert in_hours(conn, finish(conn, feature)["ends_at"]) == pytest.approx(5.8, abs=0.2)
 
 
-def test_unlike_or_few_runs_tell_nothing(conn: Connection, epoch: int) -> None:
+def test_unlike_or_few_runs_give_no_estimate(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: []}, retry_at=now(conn) + timedelta(minutes=1))
     ran(conn, epoch, add_feature(conn, {1: [], 2: []}), minutes=30)
     assert finish(conn, feature)["ends_at"] is None
@@ -144,7 +142,7 @@ def test_other_features_priorities_pauses_and_slots_count(conn: Connection, epoc
     assert (ends(first), everything()) == (None, None)
 
 
-def test_an_expected_end_stays_until_it_has_passed(conn: Connection, epoch: int) -> None:
+def test_an_expected_end_stays_until_that_time_has_passed(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})
     hours(conn, feature, p1=1, p2=1)
     [queue_id] = claim(conn, epoch)
@@ -176,7 +174,7 @@ def test_estimates_spread_and_independent_spreads_do_not_add_up(conn: Connection
     assert in_hours(conn, found["earliest"]) == pytest.approx(2 - 0.5**0.5, abs=0.1)
 
 
-def test_nothing_is_expected_where_nothing_tells(conn: Connection) -> None:
+def test_no_end_is_expected_without_runs_and_estimates(conn: Connection) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: []})
     assert finish(conn, feature)["ends_at"] is None
     assert finish(conn, feature)["path"] == [1, 2]
@@ -274,7 +272,9 @@ def test_a_run_much_longer_than_expected_needs_somebody(conn: Connection, epoch:
 # --- Previews
 
 
-def test_a_preview_changes_nothing_and_tells_nobody(conn: Connection, epoch: int, dsn: str) -> None:
+def test_a_preview_changes_nothing_and_notifies_nobody(
+    conn: Connection, epoch: int, dsn: str
+) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [2]})
     before = rows(conn, "select * from phase_queue order by 1")
     with psycopg.connect(dsn, autocommit=True) as listener:

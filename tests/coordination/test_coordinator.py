@@ -7,7 +7,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
+from support import PATIENCE
+from support.coordination import (
+    Gate,
+    Watch,
+    is_alive,
+    make_coordinator,
+    running,
+    scripts,
+    until_it_ends,
+    watching,
+)
 
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision
@@ -40,7 +50,7 @@ async def test_no_more_run_at_once_than_there_are_slots(
         await watch.until_statuses(*["completed"] * 5)
 
 
-async def test_a_failed_process_leaves_its_last_lines_as_the_reason(
+async def test_the_last_lines_of_a_failed_process_are_its_reason(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("echo one; echo 'no \"such\" thing' >&2; exit 7", ("true", [1]))
@@ -49,7 +59,7 @@ async def test_a_failed_process_leaves_its_last_lines_as_the_reason(
     assert rows[0]["error_message"] == 'exited with status 7\none\nno "such" thing'
 
 
-async def test_a_process_ended_by_a_signal_is_said_so(
+async def test_the_reason_names_the_signal_that_ended_the_process(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("kill -SEGV $$")
@@ -91,9 +101,12 @@ async def test_a_reported_phase_frees_its_slot_while_its_process_lingers(
 async def test_a_process_that_outstays_its_linger_is_ended_and_changes_nothing(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
-    await watch.submit("trap 'exit 9' TERM; while :; do sleep 1 & wait; done")
+    await watch.submit(
+        f"trap 'exit 9' TERM; echo > {tmp_path}/up; while :; do sleep 1 & wait; done"
+    )
     async with running(make_coordinator(dsn, tmp_path, scripts(linger=NONE))):
         await watch.until_statuses("running")
+        await until_it_ends(tmp_path / "up", "\n")
         await watch.one("select pgcoord.complete_phase('queue-1-1')")
         (row,) = await watch.until_statuses("completed")
         await watch.until(
@@ -177,6 +190,7 @@ async def test_a_process_that_ignores_term_is_killed_with_its_group(
     await watch.submit(f"trap '' TERM; sleep 1000 & echo $! > {tmp_path}/pid; sleep 1000")
     async with running(make_coordinator(dsn, tmp_path)):
         await watch.until_statuses("running")
+        await until_it_ends(tmp_path / "pid", "\n")
         await watch.one("select pgcoord.cancel_phase('queue-1-1', 'enough')")
         await watch.until_statuses("cancelled")
     assert not is_alive(int((tmp_path / "pid").read_text()))
@@ -196,7 +210,7 @@ async def test_processes_of_a_daemonising_child_are_ended_and_named(
     assert not is_alive(left)
 
 
-async def test_a_failed_phase_is_tried_again_later_and_each_time_later(
+async def test_a_failed_phase_is_retried_after_growing_waits(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(
@@ -311,7 +325,7 @@ async def test_a_process_gets_the_variables_of_its_attempt_and_no_others(
     }
 
 
-async def test_a_phase_of_an_unknown_workflow_waits_and_says_so(
+async def test_a_phase_of_an_unknown_workflow_waits_with_that_reason(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("true", workflow_type="nobodys")
@@ -323,7 +337,7 @@ async def test_a_phase_of_an_unknown_workflow_waits_and_says_so(
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-async def test_a_phase_that_somebody_has_locked_is_claimed_when_they_let_go(
+async def test_a_locked_phase_is_claimed_after_the_lock_is_released(
     end: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("true")
@@ -342,7 +356,7 @@ async def test_a_phase_that_somebody_has_locked_is_claimed_when_they_let_go(
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-async def test_a_lock_that_keeps_it_from_claiming_does_not_keep_it_from_ending_processes(
+async def test_a_lock_that_stops_claims_does_not_stop_the_ending_of_processes(
     end: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("exec sleep 1000")
@@ -358,7 +372,7 @@ async def test_a_lock_that_keeps_it_from_claiming_does_not_keep_it_from_ending_p
         await watch.until_statuses("cancelled", "completed")
 
 
-async def test_a_process_whose_phase_is_deleted_while_it_lingers_is_ended(
+async def test_a_lingering_process_whose_phase_is_deleted_is_ended(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("exec sleep 1000")
@@ -367,7 +381,7 @@ async def test_a_process_whose_phase_is_deleted_while_it_lingers_is_ended(
         pid = await pid_of(watch, "queue-1-1")
         await watch.one("select pgcoord.complete_phase('queue-1-1')")
         await watch.conn.execute("delete from planned_features")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while one.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert not is_alive(pid)
@@ -403,7 +417,7 @@ async def test_a_process_whose_attempt_was_given_up_before_its_start_was_recorde
         await watch.one("select pgcoord.give_up_attempt(id, 'failed', 'x') from pgcoord.attempt")
         RecordedLate.goes_on.set()
         await watch.until_statuses("failed")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while coordinator.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     assert identity

@@ -112,15 +112,25 @@ async def test_the_coordinator_goes_on_within_a_second_of_the_promotion(
 ) -> None:
     gate = Gate(tmp_path / "gate")
     await watch.submit(f"echo >> {tmp_path}/starts; read _ < {gate.path}; exit 3", ("true", []))
-    async with running(make_coordinator(pair.dsn, tmp_path)) as coordinator:
+    coordinator = make_coordinator(pair.dsn, tmp_path)
+    delay, delays = coordinator._backoff.next, list[float]()
+
+    def noted() -> float:
+        delays.append(delay())
+        return delays[-1]
+
+    coordinator._backoff.next = noted  # type: ignore[method-assign]
+    async with running(coordinator):
         await watch.until_statuses("running", "completed")
         await pair.replicated()
         pair.kill_primary()
         await asyncio.to_thread(until_it_has_noticed, coordinator)
         await asyncio.to_thread(pair.promote)
-        promoted = time.monotonic()
+        before = len(delays)
         await coordinator.leads.wait()
-        assert time.monotonic() - promoted < 1
+        # Of what began after the promotion, the first try succeeds; one may have been under way.
+        assert len(delays) - before <= 1
+        assert max(delays) <= 0.8
         async with watching(pair.standby.dsn) as watch:
             await watch.submit("true")
             await watch.until_statuses("running", "completed", "completed")
@@ -136,7 +146,7 @@ def until_it_has_noticed(coordinator: Coordinator) -> None:
         time.sleep(0.01)
 
 
-async def test_a_claim_that_a_failover_lost_is_ended_before_it_is_made_again(
+async def test_a_process_of_a_claim_that_a_failover_lost_is_ended_before_the_next_claim(
     pair: Pair, watch: Watch, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -147,6 +157,7 @@ async def test_a_claim_that_a_failover_lost_is_ended_before_it_is_made_again(
     await pair.part()
     async with running(make_coordinator(pair.dsn, tmp_path)):
         await watch.until_statuses("running")
+        await until_it_ends(log, "start\n")  # its trap is set
         first = (await watch.one("select pid from pgcoord.attempt"))["pid"]
         pair.kill_primary()
         await asyncio.to_thread(pair.promote)
@@ -160,7 +171,7 @@ async def test_a_claim_that_a_failover_lost_is_ended_before_it_is_made_again(
 
 
 @pytest.mark.scale
-async def test_an_end_that_a_failover_lost_is_told_again(
+async def test_an_end_that_a_failover_lost_is_recorded_again(
     pair: Pair, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")

@@ -3,28 +3,17 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from support import PATIENCE
-from support.coordination import Gate, Watch, is_alive, make_coordinator, running, scripts, watching
+from support.coordination import Gate, Watch, holding, is_alive, make_coordinator, running, scripts
 
 _WAITS_FOR_LOCK = (
     "select pid from pg_stat_activity where datname = current_database()"
     " and cardinality(pg_blocking_pids(pid)) > 0"
 )
-
-
-@contextlib.asynccontextmanager
-async def holding(dsn: str, statement: str) -> AsyncIterator[Watch]:
-    """Keep a transaction open in which *statement* was executed, until the block ends."""
-    async with watching(dsn) as other:
-        await other.conn.execute("begin")
-        await other.conn.execute(statement.encode())
-        yield other
-        await other.conn.execute("rollback")
 
 
 def lock_feature(feature_id: int) -> str:
@@ -108,7 +97,7 @@ async def test_a_locked_phase_holds_up_no_other_phase_of_its_feature(
 
 
 @pytest.mark.parametrize("locked", ["queue-1-1", "queue-1-2", "queue-1-3"])
-async def test_an_end_waits_for_rows_that_it_changes_and_shows_the_wait(
+async def test_an_end_waits_for_its_locked_rows_and_shows_the_wait(
     locked: str, dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -123,7 +112,7 @@ async def test_an_end_waits_for_rows_that_it_changes_and_shows_the_wait(
         await watch.until_statuses("failed", "blocked", "blocked")
 
 
-async def test_an_end_that_waits_for_a_lock_counts_from_when_it_was(
+async def test_an_end_that_waits_for_a_lock_counts_from_its_own_time(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -279,7 +268,7 @@ async def test_an_end_that_waits_is_shown_with_the_holder_of_its_lock(
     }
 
 
-async def test_a_process_is_not_ended_because_a_stand_by_does_not_know_it_yet(
+async def test_a_process_unknown_to_a_stand_by_is_not_ended(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")

@@ -59,7 +59,7 @@ async def test_a_plan_names_a_check_that_the_configuration_declares(
     assert unknown["error_message"] == "check unknown is not declared"
 
 
-async def test_an_agent_without_a_model_waits_and_uses_up_no_attempt(
+async def test_a_wait_for_a_model_uses_up_no_attempt(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     work = scripts(
@@ -106,7 +106,7 @@ async def test_an_agent_without_a_model_waits_and_uses_up_no_attempt(
     assert spent["cost_usd"] >= 0.75, "what was spent in vain counts, too"
 
 
-async def test_a_workflow_says_how_long_and_how_often_it_waits(
+async def test_a_workflow_sets_the_length_and_number_of_its_waits(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     later = """echo '{"status": "later", "error": "no answer"}' > $PGCOORD_RESULT_FILE"""
@@ -122,7 +122,7 @@ async def test_a_workflow_says_how_long_and_how_often_it_waits(
     assert row["attempts_used"] == 1
 
 
-async def test_a_process_that_writes_nothing_is_shown_and_no_more_when_it_writes(
+async def test_a_quiet_process_is_shown_until_its_next_output(
     dsn: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgcoord.coordination.supervision._RECHECK", 0.01)
@@ -146,7 +146,7 @@ async def test_a_process_that_writes_nothing_is_shown_and_no_more_when_it_writes
         await watch.until_statuses("cancelled")
 
 
-async def test_a_process_that_writes_nothing_is_ended_where_its_workflow_says_so(
+async def test_a_quiet_process_is_ended_where_the_workflow_sets_quiet_ends(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit("sleep 600")

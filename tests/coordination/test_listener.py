@@ -115,9 +115,7 @@ async def test_a_deadline_set_while_the_loop_rests_is_kept(
         await watch.until_statuses("failed")
 
 
-async def test_waiting_ends_with_a_notification_sent_before_it_began(
-    dsn: str, watch: Watch
-) -> None:
+async def test_a_notification_sent_before_the_wait_ends_the_wait(dsn: str, watch: Watch) -> None:
     async with asyncio.timeout(PATIENCE), listening(dsn, session.WAKE) as listener:
         await watch.conn.execute("notify pgcoord_wake")
         await session.ping(listener.conn)  # so that it has arrived, while nobody waits
@@ -136,7 +134,7 @@ async def test_waiting_ends_with_a_notification_that_came_with_the_end_of_a_stat
             await listener.wait(None)
 
 
-async def test_waiting_ends_when_told_from_within(dsn: str) -> None:
+async def test_wake_ends_the_wait(dsn: str) -> None:
     async with asyncio.timeout(PATIENCE), listening(dsn, session.WAKE) as listener:
         waiting = asyncio.ensure_future(listener.wait(None))
         await asyncio.sleep(0)
@@ -207,7 +205,7 @@ async def test_a_wake_up_sent_while_the_listener_was_away_is_made_up_for(
 
 
 @pytest.mark.scale
-async def test_a_server_that_takes_nothing_we_write_is_tried_less_and_less_often(
+async def test_a_read_only_server_is_tried_after_growing_waits(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = watch.conn.info.dbname
@@ -270,7 +268,7 @@ async def test_the_coordinator_goes_on_after_the_server_was_restarted(
     assert (tmp_path / "starts").read_text() == "\n"
 
 
-async def test_an_end_that_came_while_the_server_was_down_is_told_when_it_is_back(
+async def test_an_end_during_an_outage_of_the_server_is_recorded_after_the_outage(
     own_server: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     async with running(make_coordinator(own_server.dsn, tmp_path)):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.cable import HERE, Cable, server_for_both
+from support.cable import Cable, server_for_both
 from support.coordination import coordinator_process, make_coordinator, running, watching
 
 from pgcoord.database.embedded import EmbeddedPostgres
@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.scale, pytest.mark.timeout(180)]
 
 @pytest.fixture
 def remote(cable: Cable, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
-    with server_for_both(tmp_path / "server") as server:
+    with server_for_both(tmp_path / "server", cable) as server:
         yield server
 
 
 async def test_a_silent_network_is_noticed_within_fifteen_seconds_on_either_side(
     cable: Cable, remote: EmbeddedPostgres, tmp_path: Path
 ) -> None:
-    dsn = f"host={HERE} dbname=postgres user=postgres"
+    dsn = f"host={cable.here} dbname=postgres user=postgres"
     async with coordinator_process(dsn, tmp_path, host="there", prefix=cable.machine) as first:
         await first.until("leading (lead 1)")
         second = make_coordinator(remote.dsn, tmp_path, host="here")

@@ -69,7 +69,7 @@ async def receiving(refuses: int = 0) -> AsyncIterator[Receiver]:
             await serving
 
 
-async def test_people_are_told_at_least_once_and_a_dead_receiver_holds_up_nothing(
+async def test_notices_are_delivered_at_least_once_and_a_dead_receiver_holds_up_nothing(
     dsn: str, conn: Connection, tmp_path: Path
 ) -> None:
     told = tmp_path / "told"

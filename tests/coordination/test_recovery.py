@@ -101,7 +101,7 @@ async def test_a_process_that_ended_while_nobody_coordinated_has_its_status_coun
     assert row["error_message"] == "exited with status 5\nbye"
 
 
-async def test_a_process_that_ended_in_time_while_nobody_looked_counts_from_its_real_end(
+async def test_a_process_that_ended_in_time_without_a_coordinator_counts_from_its_real_end(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     gate = Gate(tmp_path / "gate")
@@ -198,7 +198,7 @@ async def test_a_restored_state_whose_run_was_deleted_is_lost_not_run_again(
     assert (tmp_path / "starts").read_text() == "\n"
 
 
-async def test_a_process_whose_run_was_deleted_under_it_is_ended_and_then_lost(
+async def test_a_living_process_whose_run_was_deleted_is_ended_and_then_lost(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(f"echo $$ > {tmp_path}/pid; exec sleep 1000")

@@ -42,7 +42,7 @@ async def test_results_reach_the_phases_that_need_them(
     assert cost == {"cost_usd": 0.75, "tokens_in": 7, "tokens_out": None}
 
 
-async def test_a_result_that_is_missing_fails_the_phase_before_it_starts(
+async def test_a_missing_result_of_a_prerequisite_fails_the_phase_before_the_start(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
     await watch.submit(write({"branch": "x"}), ("echo {result.1.summary}", [1]), "true")

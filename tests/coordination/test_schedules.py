@@ -30,7 +30,7 @@ def make_due(conn: Connection, ago: str = "0 s") -> None:
     conn.execute("update pgcoord.schedule set next_at = clock_timestamp() - %s::interval", [ago])
 
 
-async def test_a_new_schedule_is_planned_at_once_and_started_when_it_is_due(
+async def test_a_new_schedule_is_planned_at_once_and_starts_at_its_due_time(
     dsn: str, conn: Connection, watch: Watch, tmp_path: Path
 ) -> None:
     async with running(make_coordinator(dsn, tmp_path)):

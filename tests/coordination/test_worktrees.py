@@ -124,7 +124,7 @@ command = ["sh", "-c", '''grep -q "conflicts in same" && echo both > same &&
     assert git(project, "show", "pgcoord/feature-1:same") == "both"
 
 
-async def test_a_retry_keeps_the_work_without_doing_it_again(
+async def test_a_retry_keeps_finished_work_without_running_the_command(
     dsn: str, watch: Watch, project: Path
 ) -> None:
     """The attempt before has done the work, and could not commit it."""

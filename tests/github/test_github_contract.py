@@ -29,7 +29,7 @@ async def repository(mock: str) -> AsyncIterator[Repository]:
         yield found
 
 
-async def test_every_call_is_as_github_describes_it(repository: Repository) -> None:
+async def test_every_call_keeps_the_description_of_github(repository: Repository) -> None:
     issue = await repository.post_issue("Feature #1 - Phase 1: x", "body", ["feature-1"])
     assert issue == Issue(1347, 1, "octocat", True)
     assert await repository.issue(1347) == issue

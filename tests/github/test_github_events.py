@@ -97,7 +97,7 @@ def told(conn: Connection) -> list[tuple[str, str, str]]:
     return [(row["kind"], row["actor"], row["reason"]) for row in rows]
 
 
-async def test_an_issue_that_a_person_closes_is_recorded_and_nothing_happens(
+async def test_an_issue_that_a_person_closes_is_recorded_without_effect(
     site: Site, conn: Connection, running_phase: str
 ) -> None:
     answer = await send(site, "issues", issue_event("closed"))
@@ -187,7 +187,7 @@ async def test_a_reopened_issue_may_retry_its_phase(
         {"body": "Fixes #7"},
     ],
 )
-async def test_a_merged_pull_request_that_names_a_phase_is_recorded_and_may_complete_it(
+async def test_a_merged_pull_request_is_recorded_and_may_complete_the_phase_that_the_text_names(
     named: dict[str, str], dsn: str, tmp_path: Path, conn: Connection, running_phase: str
 ) -> None:
     async with site_with(dsn, tmp_path, on_pull_request_merged="complete") as site:
@@ -201,7 +201,7 @@ async def test_a_merged_pull_request_that_names_a_phase_is_recorded_and_may_comp
     assert phase == {"status": "completed", "pr_number": 31}
 
 
-async def test_a_pull_request_of_a_stranger_names_no_phase_before_it_is_merged(
+async def test_an_unmerged_pull_request_of_a_stranger_names_no_phase(
     site: Site, conn: Connection, running_phase: str
 ) -> None:
     event = pull_event("opened", ref=running_phase, fork=True)

@@ -59,7 +59,7 @@ def test_an_issue_has_the_form_of_the_spec() -> None:
     )
 
 
-def test_a_number_beyond_how_many_there_are_is_of_no_total() -> None:
+def test_a_phase_number_above_the_count_has_no_total() -> None:
     assert "**Phase**: 2\n" in body("x", total_phases=1)
 
 
@@ -96,11 +96,11 @@ def test_a_text_of_somebody_pings_links_and_triggers_nothing(text: str, written:
         "<!-- a comment -->, 100 % sure, A & B",
     ],
 )
-def test_text_without_effect_on_github_stays_as_it_is(text: str) -> None:
+def test_text_without_effect_on_github_is_unchanged(text: str) -> None:
     assert inert(text) == text
 
 
-def test_a_number_in_a_body_links_only_where_it_is_an_issue_of_a_phase() -> None:
+def test_a_number_in_a_body_links_only_to_an_issue_of_a_phase() -> None:
     text = body("see #3", title="do #4", feature="of #5", prerequisites=[phase(1, "after #6", 200)])
     assert [line for line in text.splitlines() if "#200" in line]
     for number in range(3, 7):
@@ -114,7 +114,7 @@ def test_a_prompt_keeps_the_rest_of_the_body_out_of_its_code() -> None:
     assert "~~~sh\nclosed\n~~~\n\n---" in body("~~~sh\nclosed\n~~~")
 
 
-def test_a_long_prompt_is_cut_at_a_paragraph_and_says_where_it_goes_on() -> None:
+def test_a_long_prompt_is_cut_at_a_paragraph_with_a_note_where_the_rest_is() -> None:
     paragraph = "@alice " * 100 + "end."
     text = body("\n\n".join([paragraph] * 200), page="https://build.example/phases/queue-104-2")
     assert 50_000 < len(text) <= LIMIT

@@ -69,7 +69,7 @@ async def test_a_feature_is_stored_then_executed(site: Site, conn: Connection) -
     assert statuses(conn) == {1: "queued", 2: "queued"}
 
 
-async def test_a_feature_as_it_is_shown_can_be_sent_back(site: Site, conn: Connection) -> None:
+async def test_the_object_of_a_feature_can_be_sent_back(site: Site, conn: Connection) -> None:
     first = await ask(site, "POST", "/planned-features?execute=true", PLAN)
     shown = await ask(site, "GET", f"/planned-features/{first['id']}")
     second = await ask(site, "POST", "/planned-features?execute=true", shown)
@@ -82,7 +82,7 @@ async def test_a_feature_as_it_is_shown_can_be_sent_back(site: Site, conn: Conne
     assert rows[2] == rows[3]
 
 
-async def test_a_feature_is_changed_only_as_it_was_seen(site: Site) -> None:
+async def test_a_change_of_a_feature_needs_the_version_that_was_read(site: Site) -> None:
     created = await site.client.post(f"{API}/planned-features", json=PLAN)
     path, seen = created.headers["location"], created.headers["etag"]
     changed = await site.client.patch(path, json={"title": "Other"}, headers={"if-match": seen})
@@ -211,7 +211,7 @@ async def test_the_log_of_an_attempt_is_sent_whole_or_in_part(dsn: str, tmp_path
 
 
 @pytest.mark.parametrize("path", [f"{API}/queue/queue-1-1/log", "/phases/queue-1-1/log"])
-async def test_a_log_that_grows_while_it_is_sent_arrives_to_its_end(
+async def test_a_log_that_grows_during_the_answer_arrives_to_its_end(
     dsn: str, conn: Connection, tmp_path: Path, path: str
 ) -> None:
     async with served(dsn, tmp_path) as site, watching(dsn) as watch:
@@ -281,9 +281,7 @@ REFUSALS: Any = [
 ]
 
 
-async def test_what_cannot_be_done_is_answered_with_the_reason(
-    site: Site, conn: Connection
-) -> None:
+async def test_a_refused_request_is_answered_with_the_reason(site: Site, conn: Connection) -> None:
     add_feature(conn, {1: []})
     for method, path, body, status, words in REFUSALS:
         with case(method, path, body, status, words):
@@ -362,6 +360,7 @@ checks.positive_data_acceptance.enabled = false
 """
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("stages", "mode", "examples"),
     [

@@ -12,6 +12,7 @@ import pytest
 from psycopg.types.json import Jsonb
 from psycopg_pool import TooManyRequests
 from starlette.requests import Request
+from support import PATIENCE
 from support.cases import case
 from support.database import Connection, add_feature, claim, start, statuses
 from support.serving import Site, served
@@ -150,7 +151,7 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
     assert (await locked.client.get("/api/v1/queue")).status_code == 200
 
 
-async def test_who_may_only_read_can_log_out(locked: Site) -> None:
+async def test_a_reader_can_log_out(locked: Site) -> None:
     await locked.client.post("/login", data={"token": READ_TOKEN})
     out = await locked.client.post("/logout")
     assert (out.status_code, out.headers["location"]) == (303, "/login")
@@ -175,7 +176,26 @@ async def test_a_browser_gets_errors_as_pages(site: Site) -> None:
     assert plain.json()["reason"] == "there is nothing at /nothing"
 
 
-async def test_a_name_with_nul_in_it_does_what_others_do(locked: Site, conn: Connection) -> None:
+async def test_a_new_server_answers_a_page_that_was_open_before(dsn: str, tmp_path: Path) -> None:
+    async with (
+        served(dsn, tmp_path, leads=False) as site,
+        site.client.stream("GET", "/?live=0.1") as stream,
+    ):
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert await anext(stream.aiter_lines()) == "event: live"
+
+
+async def test_a_new_server_refuses_a_wrong_method_before_its_first_page(
+    dsn: str, tmp_path: Path
+) -> None:
+    async with served(dsn, tmp_path, leads=False) as site:
+        answer = await site.client.post("/healthz")
+        assert (answer.status_code, "GET" in answer.headers["allow"]) == (405, True)
+        page = await site.client.get("/healthz/none", headers={"accept": "text/html"})
+        assert (page.status_code, page.headers["content-type"][:9]) == (404, "text/html")
+
+
+async def test_a_name_with_nul_is_accepted_without_the_nul(locked: Site, conn: Connection) -> None:
     add_feature(conn, {1: []})
     await locked.client.post("/login", data={"token": TOKEN, "name": "A\0nn"})
     skipped = await locked.client.post("/api/v1/queue/queue-1-1/skip")
@@ -284,9 +304,7 @@ async def test_answers_carry_headers_that_protect_browsers(site: Site) -> None:
         assert headers["x-frame-options"] == "DENY"
 
 
-async def test_a_place_in_a_log_that_is_no_place_follows_nothing(
-    site: Site, conn: Connection
-) -> None:
+async def test_an_invalid_offset_in_a_log_follows_nothing(site: Site, conn: Connection) -> None:
     add_feature(conn, {1: []})
     for place in ("1:" + "9" * 5_000, "9" * 5_000 + ":1", "x", "1:-1"):
         path = f"/phases/queue-1-1?live=x&log={place}"
@@ -328,7 +346,7 @@ def test_nothing_is_served_to_others_without_a_token() -> None:
 
 
 @pytest.mark.parametrize("secret", ["", "secret", "whsec_", "whsec_AAAA", "whsec_!" + "A" * 40])
-def test_a_secret_that_is_none_is_refused(secret: str) -> None:
+def test_an_unusable_webhook_secret_is_refused(secret: str) -> None:
     server = Server(webhook_secrets=("HOOK",))
     with pytest.raises(InvalidConfiguration, match="HOOK does not hold a secret"):
         access(server, HOOK=secret)
@@ -377,7 +395,7 @@ async def test_any_number_of_questions_for_readiness_cost_the_database_one_look(
     with psycopg.connect(dsn) as other:
         other.execute("lock table pgcoord.migration")
         asked = [asyncio.create_task(site.client.get("/readyz")) for _ in range(20)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while conn.execute(waiting).fetchone() != {"n": 1}:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # nobody notifies of it
             await site.client.get("/healthz")  # it came after them
@@ -392,7 +410,9 @@ def sample(text: str, name: str) -> float:
     return float(match[1])
 
 
-async def test_metrics_tell_how_it_goes(site: Site, conn: Connection, epoch: int) -> None:
+async def test_metrics_count_phases_reports_and_claims(
+    site: Site, conn: Connection, epoch: int
+) -> None:
     before = (await site.client.get("/metrics")).text
     assert sample(before, 'pgcoord_phases{status="queued"}') == 0
     add_feature(conn, {1: [], 2: [1], 3: [1]})

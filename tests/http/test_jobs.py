@@ -59,7 +59,7 @@ async def test_a_job_begins_with_its_prompt_and_ends_by_any_coordinator(
     assert one(conn, "select eligible_at from phase_queue where phase_number = 2")["eligible_at"]
 
 
-async def test_what_is_forged_malformed_or_of_a_second_copy_begins_nothing(
+async def test_a_forged_or_malformed_request_or_a_second_copy_begins_no_job(
     site: Site, conn: Connection, attempt: dict[str, Any]
 ) -> None:
     other = {"id": 2**70, "secret": SECRET}

@@ -79,7 +79,7 @@ async def send_until(stopped: asyncio.Event, site: Site, body: dict[str, Any]) -
 
 
 @pytest.mark.scale
-async def test_a_locked_phase_holds_up_no_request_that_does_not_need_it(
+async def test_a_locked_phase_holds_up_only_requests_that_need_the_phase(
     site: Site, dsn: str, conn: Connection, running: str
 ) -> None:
     body = {"queue_id": running, "status": "completed"}
@@ -118,7 +118,7 @@ async def test_a_request_that_needs_a_locked_row_is_refused_naming_the_holder(
     assert statuses(conn) == {1: "running"}
 
 
-async def test_what_reads_a_locked_table_is_refused_naming_the_holder(
+async def test_a_read_of_a_locked_table_is_refused_naming_the_holder(
     site: Site, dsn: str, running: str
 ) -> None:
     async with holding(dsn, "lock table phase_queue in access exclusive mode") as pid:

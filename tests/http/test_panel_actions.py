@@ -244,7 +244,7 @@ async def test_a_faulty_plan_is_said_line_by_line_and_stays_in_the_form(
     assert conn.execute("select from planned_features").fetchall() == []
 
 
-async def test_a_refusal_is_shown_as_the_database_words_it(
+async def test_a_refusal_is_shown_in_the_words_of_the_database(
     page: Page, panel: str, conn: Connection, epoch: int
 ) -> None:
     feature = add_diamond(conn)
@@ -299,7 +299,7 @@ NOT_FOUND: Any = [
 ]
 
 
-async def test_what_does_not_exist_is_said_on_a_page(page: Page, panel: str) -> None:
+async def test_an_address_of_nothing_is_answered_with_a_page(page: Page, panel: str) -> None:
     for address, status, words in NOT_FOUND:
         with case(address, status, words):
             answer = await page.goto(panel + address)

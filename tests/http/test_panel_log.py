@@ -86,7 +86,7 @@ async def test_a_log_of_a_hundred_megabytes_stays_usable(
     assert (answer.status, await answer.text()) == (206, "the end\n")
 
 
-async def test_a_log_is_shown_and_searched_as_a_terminal_would_show_it(
+async def test_a_log_is_shown_and_searched_as_on_a_terminal(
     page: Page, panel: str, written: Path
 ) -> None:
     await anyio.Path(written).write_text(
@@ -116,7 +116,7 @@ async def test_a_log_is_shown_and_searched_as_a_terminal_would_show_it(
     await expect(page.locator("#log pre")).to_have_text("Nothing was found.")
 
 
-async def test_a_log_opens_where_it_failed_and_goes_from_error_to_error(
+async def test_a_log_opens_at_its_error_and_steps_through_errors(
     page: Page, panel: str, conn: Connection, written: Path
 ) -> None:
     lines = [f"line {n} {'of many ' * 12}" for n in range(1, 6_001)]

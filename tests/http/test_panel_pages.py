@@ -55,7 +55,7 @@ async def test_the_history_is_filtered_and_exported(
     await expect(page.locator("#events tr")).to_have_count(0)
 
 
-async def test_an_empty_installation_runs_the_plan_that_it_shows(
+async def test_an_empty_installation_runs_its_example_plan(
     page: Page, panel: str, conn: Connection
 ) -> None:
     await look(page, panel)
@@ -67,7 +67,7 @@ async def test_an_empty_installation_runs_the_plan_that_it_shows(
     assert statuses(conn) == dict.fromkeys((1, 2, 3), "queued")
 
 
-async def test_a_skipped_phase_is_shown_as_skipped_wherever_it_is(
+async def test_a_skipped_phase_is_shown_as_skipped_on_every_page(
     page: Page, panel: str, conn: Connection
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})

@@ -350,7 +350,7 @@ async def test_a_returning_visitor_sees_the_events_since_the_last_visit(
 # --- History, attempts, logs
 
 
-async def test_what_happened_to_many_phases_at_once_is_one_row_of_the_history(
+async def test_a_change_of_many_phases_is_one_row_of_the_history(
     page: Page, panel: str, conn: Connection
 ) -> None:
     feature = many(conn, 40)
@@ -419,7 +419,7 @@ async def test_two_attempts_are_compared_and_durations_are_shown_over_time(
 
 
 @pytest.mark.scale
-async def test_a_large_log_is_scrolled_through_and_a_hit_has_lines_around_it(
+async def test_a_large_log_is_scrolled_and_a_search_hit_has_its_context(
     page: Page, panel: str, scene: Scene
 ) -> None:
     lines = 60_000
@@ -464,7 +464,7 @@ async def test_a_large_log_is_scrolled_through_and_a_hit_has_lines_around_it(
 # --- Plans
 
 
-async def test_a_plan_is_checked_as_it_is_typed_and_changed_by_its_rows(
+async def test_a_plan_is_checked_during_typing_and_changed_by_its_rows(
     page: Page, panel: str, conn: Connection
 ) -> None:
     await page.goto(f"{panel}/features/new")
@@ -535,7 +535,9 @@ async def test_a_plan_is_changed_by_its_rows_without_javascript(
 # --- Edit and delete
 
 
-async def test_what_waits_is_edited_and_deleted(page: Page, panel: str, conn: Connection) -> None:
+async def test_waiting_phases_are_edited_and_deleted(
+    page: Page, panel: str, conn: Connection
+) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [2]})
     name = f"queue-{feature}-2"
     await look(page, f"{panel}/phases/{name}")
@@ -577,7 +579,7 @@ async def test_what_waits_is_edited_and_deleted(page: Page, panel: str, conn: Co
     assert conn.execute("select id from planned_features").fetchall() == []
 
 
-async def test_what_runs_or_is_not_ones_own_is_neither_edited_nor_deleted(
+async def test_running_phases_and_rows_of_another_owner_are_neither_edited_nor_deleted(
     dsn: str, tmp_path: Path, conn: Connection, epoch: int, logins: dict[str, str]
 ) -> None:
     feature = add_feature(conn, {1: []})

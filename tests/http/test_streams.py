@@ -98,7 +98,7 @@ async def test_a_snapshot_comes_first_then_every_transition(
     assert [int(each["id"]) for each in messages] == told(messages)
 
 
-async def test_a_client_resumes_where_it_was_on_another_server(
+async def test_a_client_resumes_at_its_position_on_another_server(
     dsn: str, site: Site, conn: Connection, tmp_path: Path
 ) -> None:
     feature = add_feature(conn, {1: []})
@@ -119,7 +119,7 @@ async def test_a_client_resumes_where_it_was_on_another_server(
             assert told(heard) == [row["id"] for row in expected]
 
 
-async def test_a_lower_id_that_commits_later_is_told_later_and_once(
+async def test_a_lower_id_that_commits_later_is_sent_later_and_once(
     dsn: str, site: Site, conn: Connection
 ) -> None:
     slow, fast = add_feature(conn, {}), add_feature(conn, {})
@@ -142,7 +142,7 @@ async def test_a_lower_id_that_commits_later_is_told_later_and_once(
         assert told(await hear_until(client, last_event(conn))) == [late + 2, last_event(conn)]
 
 
-async def test_who_comes_while_a_transaction_goes_on_is_told_its_events(
+async def test_a_client_that_connects_during_a_transaction_gets_its_events(
     dsn: str, site: Site, conn: Connection
 ) -> None:
     slow, fast = add_feature(conn, {}), add_feature(conn, {})
@@ -156,7 +156,7 @@ async def test_who_comes_while_a_transaction_goes_on_is_told_its_events(
             assert (await hear(client))["data"]["event"] == late
 
 
-async def test_what_was_rolled_back_is_forgotten(dsn: str, site: Site, conn: Connection) -> None:
+async def test_an_event_rolled_back_is_forgotten(dsn: str, site: Site, conn: Connection) -> None:
     feature = add_feature(conn, {})
     async with listening(site) as client:
         await hear(client)
@@ -174,7 +174,7 @@ async def test_what_was_rolled_back_is_forgotten(dsn: str, site: Site, conn: Con
         assert ids[-1] == str(last_event(conn))
 
 
-async def test_a_place_of_a_database_before_a_restore_gets_a_snapshot(
+async def test_a_cursor_of_a_database_before_a_restore_gets_a_snapshot(
     site: Site, conn: Connection
 ) -> None:
     add_feature(conn, {1: []})
@@ -182,7 +182,7 @@ async def test_a_place_of_a_database_before_a_restore_gets_a_snapshot(
         assert (await hear(client))["type"] == "snapshot"
 
 
-async def test_a_place_that_is_none_is_refused(site: Site) -> None:
+async def test_an_invalid_cursor_is_refused(site: Site) -> None:
     for place in ["x", "1.", "1-2", "-1", "9" * 40]:
         with case(place):
             with pytest.raises(InvalidStatus) as caught:
@@ -257,7 +257,7 @@ async def test_any_number_of_clients_cost_the_database_one_connection(
         assert row == {"n": 1}
 
 
-async def test_a_lost_connection_is_said_and_nothing_is_lost(
+async def test_a_lost_connection_is_reported_and_no_event_is_lost(
     dsn: str, site: Site, conn: Connection
 ) -> None:
     feature = add_feature(conn, {1: []})
@@ -278,7 +278,7 @@ async def test_a_lost_connection_is_said_and_nothing_is_lost(
         assert told(messages) == [last_event(conn)]
 
 
-async def test_who_comes_while_a_reading_fails_is_told_all_the_same(
+async def test_a_client_that_connects_during_a_failing_read_gets_all_events(
     dsn: str, site: Site, conn: Connection
 ) -> None:
     feature = add_feature(conn, {1: []})
@@ -312,7 +312,7 @@ async def waiting_for_a_lock(conn: Connection) -> None:
             await asyncio.sleep(0.01)  # nobody notifies of it
 
 
-async def test_what_commits_while_a_client_is_caught_up_is_told_once(
+async def test_an_event_committed_during_the_catching_up_is_sent_once(
     site: Site, conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feature = add_feature(conn, {1: []})
@@ -332,12 +332,11 @@ async def test_what_commits_while_a_client_is_caught_up_is_told_once(
         assert told(await hear_until(client, 4)) == [4]
 
 
-async def test_clients_are_told_when_the_server_stops(dsn: str, tmp_path: Path) -> None:
+async def test_clients_get_a_last_message_when_the_server_stops(dsn: str, tmp_path: Path) -> None:
     async with (
         served(dsn, tmp_path, leads=False) as site,
         listening(site) as client,
         site.client.stream("GET", "/events") as stream,
-        asyncio.timeout(3),
     ):
         await hear(client)
         site.state.feed.close()

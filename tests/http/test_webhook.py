@@ -265,7 +265,7 @@ REFUSED_REPORTS: Any = [
 ]
 
 
-async def test_what_cannot_be_taken_is_refused_with_the_reason(
+async def test_an_invalid_report_is_refused_with_the_reason(
     site: Site, conn: Connection, running: str
 ) -> None:
     for body, status, reason in REFUSED_REPORTS:
@@ -378,6 +378,20 @@ async def test_a_signature_that_is_not_valid_is_401(
             assert deliveries(conn) == []
 
 
+async def test_a_flood_of_wrong_signatures_is_a_line_in_the_log(
+    site: Site, running: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"queue_id": running, "status": "completed"}
+    for path in ("/workflow-complete", "/attempts/1/begin"):
+        for number in range(20):
+            headers = {"webhook-id": f"m{number}", "webhook-signature": "v1,AAAA"}
+            answer = await site.client.post(path, json=body, headers=headers)
+            assert answer.status_code == 401
+    first, second = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert first.startswith("a report was refused (from 127.0.0.1): ")
+    assert second.startswith("the job of attempt 1 is refused to begin (from 127.0.0.1): ")
+
+
 async def test_one_of_several_signatures_is_enough(
     site: Site, conn: Connection, running: str
 ) -> None:
@@ -387,7 +401,7 @@ async def test_one_of_several_signatures_is_enough(
     assert (await site.report(BODY, None, **both)).status_code == 200
 
 
-async def test_a_body_of_more_than_256_kib_is_refused_while_it_is_read(
+async def test_a_body_of_more_than_256_kib_is_refused_before_its_end(
     site: Site, running: str
 ) -> None:
     async def chunks() -> Any:

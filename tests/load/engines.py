@@ -47,8 +47,9 @@ POOLS = {"one": 500, "two": 300, "three": 200}
 # Phases of a feature, and how many of them run side by side.
 PHASES, WIDTH = 50, 10
 
-# Phases of the gauge, in each of its measurements.
-GAUGE = 40
+# Phases of the gauge in each of its lines, and how many pairs of lines, one on this machine and one
+# on an engine, take turns: short ones, as what else the machine does changes from second to second.
+GAUGE, TURNS = 10, 20
 
 # The phases of this run, not those that `--finished` has inserted.
 _OURS = "feature_id < 1000000"
@@ -79,13 +80,14 @@ class Engine:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             length = re.search(r"(?i)content-length: (\d+)", head)
             body = await reader.readexactly(int(length[1])) if length else b""
+            arrived_at = time.time()
             method, path = head.split(" ", 2)[:2]
-            content = json.dumps(self._act(method, path, body)).encode()
+            content = json.dumps(self._act(method, path, body, arrived_at)).encode()
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content) + content)
             await writer.drain()
         writer.close()
 
-    def _act(self, method: str, path: str, body: bytes) -> Any:
+    def _act(self, method: str, path: str, body: bytes, arrived_at: float) -> Any:
         if path.endswith("/logs"):
             self.asked["log"] += 1
             return {"logs": ""}
@@ -106,7 +108,7 @@ class Engine:
         order = job.read_order([], {"PGCOORD_ORDER": packed})
         new = {"submission_id": given["submission_id"], "status": "PENDING"}
         self.jobs[given["submission_id"]] = new
-        self.submitted_at[order["attempt"]] = time.time()
+        self.submitted_at[order["attempt"]] = arrived_at
         task = asyncio.create_task(self._run(new, order))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -168,7 +170,7 @@ def configuration(addresses: dict[str, str]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--phases", type=int, default=100_000)
+    parser.add_argument("--phases", type=int, default=100_000, help="0: compare the launchers only")
     parser.add_argument("--seconds", type=int, default=1500, help="of the accelerated day")
     parser.add_argument("--finished", type=int, default=0, help="phases of days before")
     wanted = parser.parse_args()
@@ -196,7 +198,7 @@ class Run:
         self.phases = wanted.phases // PHASES * PHASES
         self.seconds = wanted.seconds
         # Four fifths of all slots are held on average, or as many jobs as come.
-        length = 0.8 * sum(POOLS.values()) * self.seconds / self.phases
+        length = 0.8 * sum(POOLS.values()) * self.seconds / max(self.phases, 1)
         self.engines = {name: Engine(length) for name in POOLS}
 
     async def run(self) -> int:
@@ -226,14 +228,9 @@ class Run:
         self._resident_at = [self._resident()]
         (file,) = await self._one("select pg_read_file('postmaster.pid')")
         self._postmaster = int(file.split()[0])
-        local, ours = [], []
-        for _ in range(5):  # in turn, as what else the machine does changes
-            local.append(await self._gauge("here"))
-            ours.append(await self._gauge("one"))
-        for index, words in enumerate(("claimed → submitted, or started", "ended → next claimed")):
-            here, there = (statistics.median(e[index] for e in each) for each in (local, ours))
-            self._row(f"{words}, p50: engine, local", f"{there:.2f}, {here:.2f} ms")
-            self._row("as a multiple", f"{there / here:.2f}")
+        await self._compare()
+        if not self.phases:
+            return await self._judge()
         self._idle = await self._claim_times("one")
         self._row("a claim, nothing else there, p10 / p50 / p99", _times(self._idle))
         began, commits, busy = time.monotonic(), await self._commits(), self._busy()
@@ -270,6 +267,29 @@ class Run:
         )
         self._row("load average", ", ".join(f"{each:.1f}" for each in os.getloadavg()))
         return await self._judge()
+
+    async def _compare(self) -> None:
+        """Gauge this machine's launcher and an engine in turn."""
+        found: dict[str, list[tuple[list[float], list[float]]]] = {"here": [], "one": []}
+        for turn in range(TURNS + 1):
+            for name in sorted(found, reverse=turn % 2 == 1):
+                times = await self._gauge(name)
+                if turn:  # the first is to load what is loaded once, and to connect
+                    found[name].append(times)
+        for index, words in enumerate(("claimed → submitted, or started", "ended → next claimed")):
+            here, there = (
+                [each for times in found[name] for each in times[index]] for name in ("here", "one")
+            )
+            self._row(f"{words}, p50: engine, local", f"{_p50(there):.2f}, {_p50(here):.2f} ms")
+            turns = [
+                _p50(ours[index]) / _p50(local[index])
+                for local, ours in zip(found["here"], found["one"], strict=True)
+            ]
+            low, middle, high = statistics.quantiles(turns, n=4)
+            self._row(
+                "as a multiple: of the two; of each turn, quartiles",
+                f"{_p50(there) / _p50(here):.2f}; {low:.2f}, {middle:.2f}, {high:.2f}",
+            )
 
     async def _day(self) -> list[int]:
         """Let the day pass; return how many slots were held, every five seconds."""
@@ -354,8 +374,8 @@ class Run:
 
     async def _look_in_the_middle(self) -> None:
         """Gauge under load; then, with all jobs held still, time the claim."""
-        _, hop = await self._gauge("one")
-        self._row("under load: ended → next claimed, p50", f"{hop:.2f} ms")
+        hops = [each for _ in range(4) for each in (await self._gauge("one"))[1]]
+        self._row("under load: ended → next claimed, p50", f"{_p50(hops):.2f} ms")
         for each in self.engines.values():
             each.frozen.clear()
         await asyncio.sleep(3)
@@ -372,8 +392,8 @@ class Run:
             f"{tenths[0] / tenths[1]:.2f}, {_p50(times) / _p50(self._idle):.2f}",
         )
 
-    async def _gauge(self, workflow: str) -> tuple[float, float]:
-        """Run a line of single phases; return two medians in ms.
+    async def _gauge(self, workflow: str) -> tuple[list[float], list[float]]:
+        """Run a line of single phases; return two lists of ms, one of each phase but the first.
 
         From the claim to the submit at the engine (or the recorded start), and from a recorded end
         to the claim of the next.
@@ -404,9 +424,9 @@ class Run:
         )
         rows = await cursor.fetchall()
         submits = {k: v for e in self.engines.values() for k, v in e.submitted_at.items()}
-        starts = [1000 * (submits.get(row[0], row[2]) - row[1]) for row in rows]
+        starts = [1000 * (submits.get(row[0], row[2]) - row[1]) for row in rows[1:]]
         hops = [1000 * (later[1] - row[3]) for row, later in itertools.pairwise(rows)]
-        return statistics.median(starts), statistics.median(hops)
+        return starts, hops
 
     async def _claim_times(self, workflow: str) -> list[float]:
         """Time claims of one phase, each rolled back, in ms: nothing else may be claiming."""

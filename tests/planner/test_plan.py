@@ -142,7 +142,7 @@ def test_a_budget_stands_below_the_title(line: str) -> None:
     assert "max_cost_usd" not in parse(f"# T\nd\nBudget: x\n{PHASE_1}").feature()
 
 
-def test_what_a_plan_does_not_say_is_not_in_its_feature() -> None:
+def test_keys_missing_in_a_plan_are_missing_in_its_feature() -> None:
     feature = parse(HEAD + PHASE_1).feature()
     assert feature["estimated_hours"] is None
     assert feature["phases"] == [
@@ -266,7 +266,7 @@ def test_a_section_that_several_phases_have_is_part_of_each() -> None:
         ("## [x] Phase 2: b\n\ny", 7),
     ],
 )
-def test_a_heading_that_looks_like_a_phase_and_is_none_is_a_fault(text: str, line: int) -> None:
+def test_a_heading_that_almost_names_a_phase_is_a_fault(text: str, line: int) -> None:
     found = problems(f"{HEAD}{PHASE_1}{text}\n")
     assert str(line) in {each.split(":")[0] for each in found}
 
@@ -382,9 +382,7 @@ def test_a_section_is_no_fault_that_only_sounds_like_a_phase(line: str) -> None:
         ("c", "| Depends on | Hours |\n|---|---|\n| Phase 1 | 2 |\n\ny", 15),
     ],
 )
-def test_what_may_be_a_dependency_and_is_not_read_is_named(
-    title: str, body: str, line: int
-) -> None:
+def test_an_unread_possible_dependency_is_named(title: str, body: str, line: int) -> None:
     front = f"{HEAD}{PHASE_1}## Phase 2: b\n\ny\n\n"
     [note] = parse(f"{front}## Phase 3: {title}\n\n{body}\n").notes
     assert note.lower().startswith(f"plan.md:{line}: 'phase 1' is not read as a dependency")
@@ -394,7 +392,7 @@ def test_what_may_be_a_dependency_and_is_not_read_is_named(
 @pytest.mark.parametrize(
     "text", ["After phase 2, do it.", "Blocks: Phase 4", "```\nafter phase 1\n```"]
 )
-def test_what_is_so_anyway_is_not_named(text: str) -> None:
+def test_a_dependency_that_holds_already_is_not_named(text: str) -> None:
     plan = f"{HEAD}{PHASE_1}## Phase 2: b\n\ny\n\n## Phase 3: c\n\n{text}\n\ny\n"
     assert parse(f"{plan}\n## Phase 4: d\n\ny\n").notes == ()
 
@@ -581,7 +579,7 @@ def test_a_parameter_in_a_name_of_the_configuration_is_a_fault_of_its_line() -> 
     ]
 
 
-def test_stored_text_that_looks_like_a_parameter_is_written_so_that_it_is_read_as_text() -> None:
+def test_stored_text_that_looks_like_a_parameter_is_written_escaped() -> None:
     words = "{param.a} {{param.b}} {{{param.c}}} {{param.d} {param.e}}"
     row = phase(f"Gate: {words}\nEnv: A='{words}'\n\n{words}").row() | {"title": words}
     text = write_plan(words, words, [row], literal=True)
@@ -593,13 +591,13 @@ def test_stored_text_that_looks_like_a_parameter_is_written_so_that_it_is_read_a
     )
 
 
-def test_a_comma_within_a_value_is_part_of_it_and_one_at_its_end_has_quotes() -> None:
+def test_a_comma_within_a_value_is_kept_and_a_final_comma_needs_quotes() -> None:
     actual = phase("""Env: A=x,y B="1," C='p, q=r' D="1,E=2"\n\nx""")
     assert dict(actual.environment) == {"A": "x,y", "B": "1,", "C": "p, q=r", "D": "1,E=2"}
     assert parse(write_plan("T", "", [actual.row()])).phases[0].environment == actual.environment
 
 
-def test_an_unknown_key_is_an_error_that_tells_how_it_becomes_text() -> None:
+def test_an_unknown_key_is_an_error_with_the_way_to_write_text() -> None:
     assert problems(f"{HEAD}## Phase 1: a\nTODO: x\n\nx") == [
         "4: TODO: unknown key; expected one of Depends on, When, Lock, Env, Workflow, Hours, "
         "Priority, Files, Gate, Check, Max attempts, Timeout; "
@@ -725,7 +723,9 @@ def test_a_cycle_through_an_unsaid_dependency_says_so() -> None:
         )
     )
 )
-def test_a_plan_is_refused_exactly_if_it_has_no_order(edges: list[tuple[int, ...]]) -> None:
+def test_a_plan_is_refused_exactly_if_no_order_of_its_phases_exists(
+    edges: list[tuple[int, ...]],
+) -> None:
     """Compared with an order found by brute force."""
     waiting = dict(enumerate(edges, 1))
     while ready := [n for n, on in waiting.items() if not set(on) & waiting.keys()]:
@@ -806,11 +806,11 @@ def test_a_title_of_two_lines_becomes_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["```\n# no title\n```", "> # no title", "- # no title"])
-def test_what_only_looks_like_a_title_is_description(text: str) -> None:
+def test_a_line_that_only_looks_like_a_title_is_description(text: str) -> None:
     assert parse(f"# T\n{text}\n\n{PHASE_1}").description == text
 
 
-def test_all_faults_are_told_at_once_in_the_order_of_lines() -> None:
+def test_all_faults_are_reported_at_once_in_the_order_of_lines() -> None:
     found = problems(
         "# T\n## Phase 1: a\nDepends on: 2\nHours: x\nOwner: me\n## Phase X: b\n"
         "## Phase 2: c\n\nx\n# U\n",
@@ -836,7 +836,7 @@ def test_a_byte_order_mark_is_no_part_of_the_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("character", "name"), [("\0", "U+0000"), ("\ud800", "U+D800")])
-def test_what_the_database_cannot_store_is_an_error(character: str, name: str) -> None:
+def test_a_value_that_the_database_cannot_store_is_an_error(character: str, name: str) -> None:
     actual = problems(f"{HEAD}## Phase 1: a\n\nx{character}\n")
     assert actual == [f"5: unusable character {name}: a plan is plain text"]
 
@@ -949,7 +949,7 @@ def test_a_prompt_of_megabytes_is_read(prompt: str) -> None:
     assert phase(f"\n{prompt}").prompt == prompt.rstrip("\n")
 
 
-def test_dependencies_that_nobody_reads_are_named() -> None:
+def test_unread_dependencies_are_named() -> None:
     graph = "```mermaid\ngraph TD\n    A[Phase 1: a] --> B[Phase 2: b]\n```\n\n"
     words = "Phase 2 can only start after Phase 1.\n\n"
     below = "say it by 'Depends on: …' below the heading of each phase"

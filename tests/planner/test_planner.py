@@ -55,7 +55,7 @@ def graph(description: str, hours: float | None = None, title: str = "A feature"
 
 
 @pytest.mark.parametrize("path", FEATURES, ids=lambda path: path.stem)
-def test_a_feature_comes_out_as_it_should(path: Path) -> None:
+def test_each_feature_has_its_expected_graph(path: Path) -> None:
     actual = []
     for row in build(load(path)).phases:
         needs = ", ".join(map(str, row["depends_on_phases"])) or "none"  # type: ignore[call-overload]
@@ -104,7 +104,7 @@ def test_hours_are_shared_out_whole() -> None:
             assert shares == [None] * len(shares)
 
 
-def test_the_list_of_phases_in_the_specification_is_taken_as_it_stands() -> None:
+def test_a_list_of_phases_in_the_specification_is_kept() -> None:
     description = """\
 Backend analyzes: 5 phases needed
   - Phase 1: Database Schema (blocking all)
@@ -156,7 +156,7 @@ def test_numbers_mean_an_order_where_the_layers_contradict_them() -> None:
     assert [row["depends_on_phases"] for row in found] == [[], [1], [2], [3], [3]]
 
 
-def test_what_is_out_of_scope_is_no_phase_but_is_told() -> None:
+def test_work_out_of_scope_is_in_the_prompts_and_no_phase() -> None:
     found = rows(
         "## Work\n\n- Add a table for votes\n- Add an endpoint to vote\n\n"
         "## Out of scope\n\n- Add a page of results\n",
@@ -297,7 +297,7 @@ def test_the_time_with_slots_is_that_of_the_line(slots: int, hours: float) -> No
     assert (analysis.hours_with_slots, analysis.critical_hours) == (hours, 5)
 
 
-def test_what_can_never_start_is_said() -> None:
+def test_a_phase_that_can_never_start_is_reported() -> None:
     plan = [
         {"phase_number": 1, "title": "A", "depends_on_phases": [2], "estimated_hours": 1},
         {"phase_number": 2, "title": "B", "depends_on_phases": [1], "estimated_hours": 1},
@@ -500,7 +500,7 @@ def test_a_key_that_nothing_has_is_named() -> None:
         "| 4 | Join | all |\n",
     ],
 )
-def test_a_range_names_all_that_is_in_it(text: str) -> None:
+def test_a_range_names_all_its_phases(text: str) -> None:
     needs = rows(text)[3]["depends_on_phases"]
     found = rows(text)
     reached, open_ones = set(), set(needs)

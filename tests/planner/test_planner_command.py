@@ -39,7 +39,7 @@ async def failure(folder: Path, program: str, **settings: Any) -> str:
     return str(caught.value)
 
 
-async def test_the_command_is_told_the_feature_and_the_files(tmp_path: Path) -> None:
+async def test_the_command_gets_the_feature_and_the_files(tmp_path: Path) -> None:
     program = f"import sys; open('told', 'w').write(sys.stdin.read()); {say(GOOD)}"
     planned = await planner(tmp_path, program).plan(FEATURE)
     assert planned.source == "command"
@@ -67,7 +67,7 @@ async def test_no_shell_reads_the_command(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-async def test_a_command_that_hangs_is_ended_with_all_it_has_started(tmp_path: Path) -> None:
+async def test_a_command_that_hangs_is_ended_with_its_descendants(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "alive")
     program = (
         "import signal, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -81,7 +81,7 @@ async def test_a_command_that_hangs_is_ended_with_all_it_has_started(tmp_path: P
     assert await hanging == "the planner command took more than 1.5 s: it was ended"
 
 
-async def test_a_command_is_ended_when_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
+async def test_a_command_is_ended_when_its_caller_is_cancelled(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "alive")
     program = "import sys, time; f = open('alive', 'w'); f.write('on'); f.flush(); time.sleep(99)"
     asking = asyncio.create_task(planner(tmp_path, program).plan(FEATURE))
@@ -93,7 +93,7 @@ async def test_a_command_is_ended_when_nobody_waits_for_it_any_more(tmp_path: Pa
         assert await asyncio.to_thread(alive.read) == ""
 
 
-async def test_what_a_command_leaves_behind_does_not_hold_up_its_answer(tmp_path: Path) -> None:
+async def test_processes_left_by_a_command_do_not_hold_up_its_answer(tmp_path: Path) -> None:
     program = f"import subprocess; subprocess.Popen(['sleep', '99']); {say(GOOD)}"
     assert len((await planner(tmp_path, program).plan(FEATURE)).phases) == 2
 
@@ -155,7 +155,7 @@ def bad(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-async def test_a_bad_answer_is_told_by_line_and_the_old_plan_stays(
+async def test_a_bad_answer_is_reported_by_line_and_the_old_plan_stays(
     dsn: str, tmp_path: Path, bad: tuple[str, int, list[str]]
 ) -> None:
     program, status, words = bad

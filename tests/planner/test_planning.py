@@ -114,7 +114,7 @@ async def test_a_faulty_plan_of_people_is_said_by_line_and_the_old_one_stays(sit
     assert (await site.client.get(path)).json()["phases"] == before
 
 
-async def test_a_plan_is_made_again_until_it_is_executed(site: Site) -> None:
+async def test_a_plan_can_be_made_again_before_its_execution(site: Site) -> None:
     path = await make(site, title="Votes", description="Add a table of votes.", estimated_hours=2)
     assert len((await post(site, f"{path}/generate-implementation"))["phases"]) == 1
     await site.client.patch(path, json={"description": DESCRIPTION, "estimated_hours": 10})
@@ -135,7 +135,7 @@ async def test_people_are_warned_of_phases_that_overwrite_each_other(site: Site)
     ]
 
 
-async def test_two_that_execute_at_once_both_succeed(site: Site, conn: Connection) -> None:
+async def test_two_concurrent_executions_both_succeed(site: Site, conn: Connection) -> None:
     path = await make_example(site)
     answers = await asyncio.gather(*(post(site, f"{path}/execute") for _ in range(6)))
     assert sorted(each["queued"] for each in answers) == [0, 0, 0, 0, 0, 5]
@@ -160,7 +160,7 @@ def make_repository(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def test_the_command_line_plans_a_feature_and_queues_it(desk: Desk, conn: Connection) -> None:
+def test_the_command_line_plans_and_queues_a_feature(desk: Desk, conn: Connection) -> None:
     conn.execute(
         "insert into planned_features (id, title, description, estimated_hours)"
         " values (7, 'WebSocket Migration', %s, 10)",
@@ -260,7 +260,7 @@ WRONG_USE: Any = [
 ]
 
 
-def test_wrong_use_is_said(desk: Desk, conn: Connection) -> None:
+def test_wrong_use_is_reported(desk: Desk, conn: Connection) -> None:
     conn.execute("insert into planned_features (id, title) values (8, 'T')")
     desk.write("empty.md", "\n")
     (desk.folder / "binary.md").write_bytes(b"\xff\xfe")

@@ -61,7 +61,7 @@ def differing(changes: Changes, text: str = PLAN) -> list[tuple[str, str]]:
     return [("\n".join(before), "\n".join(after))] if before or after else []
 
 
-def test_what_is_not_changed_stays_byte_for_byte() -> None:
+def test_unchanged_lines_stay_byte_for_byte() -> None:
     assert change_plan(PLAN, Changes({}, {})) == PLAN
     assert differing(Changes({2: "A page"}, {})) == [("## Phase 2: Page", "## Phase 2: A page")]
     assert differing(Changes({}, {2: [3]})) == [("Depends on: phase 1", "Depends on: 3")]
@@ -116,7 +116,7 @@ def test_a_phase_is_added_below_the_last_or_to_an_empty_text() -> None:
         (Changes({1: "x (depends on: none)"}, {}), r"would be read as 'x'"),
     ],
 )
-def test_what_cannot_be_written_is_refused(changes: Changes, words: str) -> None:
+def test_a_row_that_cannot_be_written_is_refused(changes: Changes, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         change_plan(PLAN, changes)
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,9 +25,10 @@ from support.fake_engine import FakeEngine, FakeJob
 from support.serving import served
 
 from pgcoord.configuration.model import Pool
-from pgcoord.coordination import engines, housekeeping
+from pgcoord.coordination import engines, housekeeping, supervision
 from pgcoord.coordination.coordinator import Coordinator
-from pgcoord.coordination.launching import EngineState
+from pgcoord.coordination.launching import EngineState, ListedJob
+from pgcoord.runs import job
 
 # As in test_contract.py, and shorter: this engine answers at once.
 HURRIED = {
@@ -73,13 +74,46 @@ async def test_an_end_asked_for_before_the_job_was_submitted_is_brought_about(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def prepare(self: engines.EngineSupervision) -> None:  # as while an issue is being made
+        await prepared(self)
         async with watching(dsn) as person:
             await person.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await asyncio.shield(self._end_in)
 
+    prepared = engines.EngineSupervision._prepare
     monkeypatch.setattr(engines.EngineSupervision, "_prepare", prepare)
     async with running(coordinator(dsn, tmp_path)):
         await watch.submit("true")
-        await watch.until_statuses("cancelled")
+        await watch.until_found("select from pgcoord.attempt where exited_at is not null")
+    assert engine.asked["submit"] == 0
+    [row] = await watch.all("select status from phase_queue")
+    assert row["status"] == "cancelled"
+
+
+async def test_a_claim_permits_the_submission_that_follows_at_once(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    await watch.conn.execute("drop function pgcoord_private.submit_attempt")
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await submitted(watch, engine)
+
+
+async def test_a_submission_some_time_after_its_claim_needs_permission(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "_TRUSTED_FOR", 0.0)
+
+    async def prepare(self: engines.EngineSupervision) -> None:
+        await prepared(self)
+        async with watching(dsn) as person:
+            await person.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+
+    prepared = engines.EngineSupervision._prepare
+    monkeypatch.setattr(engines.EngineSupervision, "_prepare", prepare)
+    monkeypatch.setattr(engines.EngineSupervision, "update", lambda self, attempt: None)
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        await watch.until_found("select from pgcoord.attempt where exited_at is not null")
     assert engine.asked["submit"] == 0
 
 
@@ -101,6 +135,26 @@ async def test_a_job_whose_submission_a_failover_lost_is_found_at_its_engine(
     assert engine.asked["submit"] == 1
 
 
+async def test_a_begin_by_the_folder_is_logged_once(
+    dsn: str,
+    tmp_path: Path,
+    engine: FakeEngine,
+    watch: Watch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        given = (await submitted(watch, engine)).order.content
+        message = {"act": "begin", "attempt": given["attempt"], "copy": "a"}
+        assert job.Job(job.Order(dict(given)))._spool("begin-a.json", message)
+        await watch.until_statuses("running")
+        await until_it_ends(Path(given["folder"]) / "begun-a.json", "}")
+        await watch.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_statuses("cancelled")
+    assert len(re.findall("queue-1-1 ready → running: .* began", caplog.text)) == 1
+
+
 @pytest.mark.scale
 async def test_a_copy_of_the_database_ends_no_job_of_the_original(
     dsn: str, server: str, template: str, tmp_path: Path, engine: FakeEngine, watch: Watch
@@ -120,7 +174,7 @@ async def test_a_copy_of_the_database_ends_no_job_of_the_original(
             await asyncio.sleep(0.1)
 
 
-async def test_a_refused_copy_does_not_end_the_one_that_runs(
+async def test_a_refused_copy_does_not_end_the_running_copy(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
     async with running(coordinator(dsn, tmp_path)):
@@ -285,22 +339,68 @@ def test_a_file_made_within_a_tick_of_the_folders_clock_is_seen(tmp_path: Path) 
     assert not watcher.has_changed()
 
 
+async def test_a_job_that_comes_as_the_queries_for_no_job_end_is_asked_for(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They end once nothing waits for them, and that takes a moment, as a stream is closed."""
+    opened, closing, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    find = engine.find
+
+    async def changes() -> AsyncIterator[None]:
+        opened.set()
+        try:
+            await asyncio.Event().wait()
+            yield
+        finally:
+            closing.set()
+            await closed.wait()
+
+    async def find_when_opened() -> Mapping[str, list[ListedJob]]:
+        await opened.wait()
+        return await find()
+
+    monkeypatch.setattr(engine, "changes", changes)
+    monkeypatch.setattr(engine, "find", find_when_opened)
+    async with running(coordinator(dsn, tmp_path)):
+        await closing.wait()
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        closed.set()
+        job.end(3)  # without a word: only the engine knows
+        await watch.until_statuses("failed")
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("loading modules\npython3: not found\n", "python3: not found\nloading modules"),
+        (
+            'File "/shared/1-a/job.sh", line 2\nSyntaxError: invalid syntax\n',
+            "job.sh was given to python3: it is a program to run as it is, or by sh\n"
+            'File "/shared/1-a/job.sh", line 2\nSyntaxError: invalid syntax',
+        ),
+        (
+            'File "/shared/1-a/job.py", line 9\nSyntaxError: invalid syntax\n',
+            "the python3 of the node is older than 3.8, or none\n"
+            'File "/shared/1-a/job.py", line 9\nSyntaxError: invalid syntax',
+        ),
+    ],
+    ids=["none", "for sh", "old"],
+)
 async def test_why_a_job_never_began_is_said_in_the_first_line(
-    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+    log: str, said: str, dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
     async with running(coordinator(dsn, tmp_path)):
         await watch.submit("true")
         job = await submitted(watch, engine)
-        (job.order.folder / "engine.log").write_text("loading modules\npython3: not found\n")
+        (job.order.folder / "engine.log").write_text(log)
         job.end(127)
         await watch.until_statuses("failed")
     error = (await watch.one("select error from pgcoord.attempt"))["error"]
-    assert re.fullmatch(
-        r"it ended before it began \(job 1: .*\): python3: not found\nloading modules", error
-    )
+    assert re.fullmatch(r"it ended before it began \(job 1: .*\): " + re.escape(said), error)
 
 
-async def test_a_full_shared_disk_delays_a_phase_and_says_so(
+async def test_a_full_shared_disk_delays_a_phase_with_that_reason(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, disk: Path
 ) -> None:
     filler = disk / "filler"

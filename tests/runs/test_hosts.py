@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.cable import HERE, Cable, server_for_both
+from support.cable import Cable, server_for_both
 from support.coordination import (
     Gate,
     coordinator_process,
@@ -62,11 +62,11 @@ dies({step})
 
 @pytest.fixture
 def remote(cable: Cable, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
-    with server_for_both(tmp_path / "server") as server:
+    with server_for_both(tmp_path / "server", cable) as server:
         yield server
 
 
-async def test_a_leader_on_another_host_goes_on_where_one_was_killed(
+async def test_a_leader_on_another_host_takes_over_the_work_of_a_killed_leader(
     own_slurm: Cluster, cable: Cable, remote: EmbeddedPostgres, tmp_path: Path, hurried: None
 ) -> None:
     pool = Pool("hpc", "slurm", 4, {"folder": str(tmp_path / "shared")})
@@ -74,7 +74,7 @@ async def test_a_leader_on_another_host_goes_on_where_one_was_killed(
     there = tmp_path / "slurm.conf"
     host = socket.gethostname().partition(".")[0]
     text = (own_slurm.folder / "slurm.conf").read_text()
-    there.write_text(text.replace(f"{host}(127.0.0.1)", f"{host}({HERE})"))
+    there.write_text(text.replace(f"{host}(127.0.0.1)", f"{host}({cable.here})"))
     prefix = (*cable.machine, "env", f"SLURM_CONF={there}")
     here = {**os.environ, **own_slurm.environment}
     for number, step in enumerate(STEPS.values(), 1):
@@ -82,7 +82,7 @@ async def test_a_leader_on_another_host_goes_on_where_one_was_killed(
         async with (
             watching(remote.dsn) as watch,
             coordinator_process(
-                f"host={HERE} dbname=postgres user=postgres",
+                f"host={cable.here} dbname=postgres user=postgres",
                 tmp_path,
                 host="there",
                 prefix=prefix,
@@ -111,7 +111,7 @@ async def test_a_leader_on_another_host_goes_on_where_one_was_killed(
         assert ran.read_text() == "once\n", step
 
 
-async def test_a_node_whose_daemon_dies_gives_its_job_away_and_it_runs_once(
+async def test_a_job_of_a_node_whose_daemon_dies_runs_once_elsewhere(
     own_slurm: Cluster, dsn: str, tmp_path: Path, hurried: None
 ) -> None:
     own_slurm.lose_nodes_after(8)

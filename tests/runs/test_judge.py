@@ -140,7 +140,7 @@ def test_json_of_an_agent_becomes_readable_lines_and_costs(tmp_path: Path) -> No
     }
 
 
-def test_a_command_can_say_in_its_result_that_it_failed(tmp_path: Path) -> None:
+def test_a_command_can_report_its_failure_in_its_result(tmp_path: Path) -> None:
     result = {"PGCOORD_RESULT_FILE": str(tmp_path / "result.json")}
     words = '{"status": "failed", "error_message": "no network"}'
     status, lines = judged(f"echo '{words}' >$PGCOORD_RESULT_FILE", result, check=["true"])
@@ -198,7 +198,7 @@ def test_additions_never_make_a_result_too_large(
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_command_that_is_judged_has_the_standard_input_that_it_has_without(
+def test_a_judged_command_keeps_its_standard_input(
     tmp_path: Path,
 ) -> None:
     """It is the prompt, in a worktree."""
@@ -249,7 +249,7 @@ def test_an_answer_that_comes_in_pieces_is_whole_in_log_and_result(tmp_path: Pat
 
 
 @pytest.mark.scale
-def test_a_check_that_hangs_is_ended_with_all_that_it_started() -> None:
+def test_a_check_that_hangs_is_ended_with_its_descendants() -> None:
     check = ["sh", "-c", "trap '' TERM; sleep infinity & echo $$ $!; wait; wait"]
     status, lines = judged("true", check=check, check_seconds=0.2)
     assert (status, lines[-1]) == (124, "pgcoord: the check did not end within 0.2 s")

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import os
 import re
-import select
 import shutil
 import signal
 import statistics
@@ -20,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from support import PATIENCE
 from support.disk import small_disk
 
 from pgcoord.coordination.launching import JobState
@@ -68,11 +68,11 @@ class Fifo:
         os.mkfifo(path)
 
     async def read(self) -> str:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             return (await asyncio.to_thread(self.path.read_text)).strip()
 
     async def write(self, text: str = "go\n") -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.to_thread(self.path.write_text, text)
 
 
@@ -122,7 +122,7 @@ class Starter:
         self._process.stdin = None
 
     def ended(self) -> int:
-        return self._process.wait(30)
+        return self._process.wait(PATIENCE)
 
 
 def wait_until_free(run: Run) -> None:
@@ -260,7 +260,7 @@ async def test_the_command_holds_neither_lock_and_reads_nothing(run: Run, tmp_pa
     assert held == {"0": "/dev/null", "1": str(run.log.path), "2": str(run.log.path)}
 
 
-async def test_a_program_is_found_from_the_directory_it_will_run_in(
+async def test_a_program_is_found_relative_to_its_working_directory(
     run: Run, make_run: MakeRun, tmp_path: Path
 ) -> None:
     program = tmp_path / "there" / "bin" / "answer"
@@ -301,7 +301,7 @@ async def test_a_run_is_the_same_by_any_path(run: Run, tmp_path: Path) -> None:
 
 async def test_ten_megabytes_of_output_block_nothing(run: Run) -> None:
     start(run, "head -c 10000000 /dev/zero; head -c 10000000 /dev/zero >&2")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         assert await run.wait() == 0
     assert run.log.path.stat().st_size == 20_000_000
 
@@ -322,7 +322,7 @@ async def test_ten_megabytes_of_output_block_nothing(run: Run) -> None:
         (["true", "a\0b"], "true in .*: embedded null byte"),
     ],
 )
-async def test_a_command_that_cannot_be_started_leaves_the_run_as_it_was(
+async def test_a_command_that_cannot_be_started_leaves_the_run_unchanged(
     run: Run, tmp_path: Path, command: list[str], reason: str
 ) -> None:
     (tmp_path / "plain").write_text("#!/bin/sh\n")
@@ -452,7 +452,14 @@ FORKING = """
 import os, signal, sys, time
 from pathlib import Path
 from pgcoord.runs.run import Run
-place, number, step = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+place, number = Path(sys.argv[1]), int(sys.argv[2])
+starts = []
+for i in range(3):
+    before = time.perf_counter()
+    Run(place / f"first {i}").start(["/bin/true"], directory=place, environment={})
+    starts.append(time.perf_counter() - before)
+# The last one has time enough, on a machine however slow.
+step = 4 * max(starts) / number
 for i in range(number):
     run = Run(place / f"run {i}")
     script = "echo >>$0.count; exit 7"
@@ -463,9 +470,7 @@ for i in range(number):
         run.start(["sh", "-c", script, run.folder], directory=place, environment={})
         signal.pause()
     os.read(heard, 1)
-    until = time.perf_counter() + i * step
-    while time.perf_counter() < until:
-        pass
+    time.sleep(i * step)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 """
@@ -475,9 +480,9 @@ for i in range(number):
 async def test_wherever_a_starter_is_killed_the_command_runs_once(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    runs = [make_run(f"run {number}") for number in range(120)]
-    with Starter(FORKING, tmp_path, len(runs), 50e-6) as process:
-        assert process.ended() == 0
+    runs = [make_run(f"run {number}") for number in range(60)]
+    with Starter(FORKING, tmp_path, len(runs)) as process:
+        assert await asyncio.to_thread(process.ended) == 0
     started = 0
     for run in runs:
         if run.state() is JobState.NEVER_STARTED:
@@ -602,7 +607,7 @@ async def test_a_wrapper_that_cannot_be_seen_is_waited_for_by_its_lock(
 # Ending
 
 
-async def test_end_terminates_a_command_which_may_still_say_how_it_ended(
+async def test_a_terminated_command_may_still_set_its_exit_status(
     run: Run, ready: Fifo, go: Fifo
 ) -> None:
     start(run, "trap 'exit 3' TERM; echo >ready; while :; do read x <go; done")
@@ -640,7 +645,7 @@ async def test_end_reaches_a_stopped_run(run: Run, ready: Fifo, go: Fifo) -> Non
 
 
 async def test_end_right_after_start_ends(make_run: MakeRun) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         for number in range(40):
             run = make_run(f"run {number}")
             start(run, "sleep 1000")
@@ -734,18 +739,24 @@ async def test_a_stranger_with_the_pid_of_a_lost_wrapper_is_left_alone(
 # The log
 
 
-async def test_the_tail_of_a_large_log_is_read_at_once(run: Run) -> None:
+def bytes_read() -> int:
+    """How much this thread has read so far."""
+    io = Path("/proc/thread-self/io").read_text()
+    return int(io.partition("rchar: ")[2].split()[0])
+
+
+async def test_the_tail_of_a_large_log_is_read_alone(run: Run) -> None:
     run.folder.mkdir()
     with run.log.path.open("wb") as log:
         log.truncate(100_000_000)  # a hole of NULs
         log.seek(0, os.SEEK_END)
         log.write(b"".join(b"line %d\n" % number for number in range(1000)))
-    before = time.perf_counter()
+    before = bytes_read()
     tail = run.log.tail()
-    took = time.perf_counter() - before
+    read = bytes_read() - before
     assert tail.split("\n") == [f"line {number}" for number in range(980, 1000)]
-    print(f"tail of 100 MB: {took * 1e3:.2f} ms")
-    assert took < 0.1
+    print(f"tail of 100 MB: {read} bytes read")
+    assert read < 200_000
     assert run.log.tail(lines=1) == "line 999"
     assert run.log.tail(characters=5) == "e 999"
 
@@ -764,7 +775,7 @@ async def test_the_tail_of_a_log_is_always_text(run: Run) -> None:
     assert run.log.tail() == "\U0001f600" * 4000
 
 
-async def test_the_cause_of_a_failure_comes_before_the_clean_up_that_hides_it(run: Run) -> None:
+async def test_the_cause_of_a_failure_is_shown_before_the_output_of_the_clean_up(run: Run) -> None:
     run.folder.mkdir()
     clean_up = [f"removing {number}" for number in range(60)]
     lines = ["$ make", "0 errors so far", "Traceback", '  File "a"', "ValueError: no port"]
@@ -785,23 +796,18 @@ async def test_the_cause_of_a_failure_comes_before_the_clean_up_that_hides_it(ru
 
 
 @pytest.mark.scale
-async def test_the_time_that_starting_and_scanning_take(make_run: MakeRun, ready: Fifo) -> None:
-    """Prints medians; asserts only what a busy machine does too."""
-    heard = os.open(ready.path, os.O_RDWR)
-    starts, firsts, scans = [], [], []
+async def test_the_time_that_starting_and_scanning_take(make_run: MakeRun) -> None:
+    """Of the processor: how long each takes by the clock depends on what else the machine does."""
+    starts, scans = [], []
     for number in range(50):
         run = make_run(f"run {number}")
-        before = time.perf_counter()
-        start(run, "echo >ready")
-        starts.append(time.perf_counter() - before)
-        select.select([heard], [], [], 30)
-        firsts.append(time.perf_counter() - before)
-        assert os.read(heard, 10) == b"\n"
+        before = time.process_time()
+        start(run, "true")
+        starts.append(time.process_time() - before)
         assert await run.wait() == 0
-        before = time.perf_counter()
+        before = time.process_time()
         run.left_behind()
-        scans.append(time.perf_counter() - before)
-    os.close(heard)
-    for what, times in [("start()", starts), ("its first echo", firsts), ("scan", scans)]:
+        scans.append(time.process_time() - before)
+    for what, times in [("start()", starts), ("scan", scans)]:
         print(f"{what}: {statistics.median(times) * 1e3:.2f} ms")
         assert statistics.median(times) < 0.1

@@ -35,7 +35,7 @@ def limiting() -> bool:
 
 
 @pytest.mark.scale
-async def test_a_log_that_cannot_be_cut_is_told_once_and_the_others_are_cut(
+async def test_a_log_that_cannot_be_cut_is_reported_once_and_the_others_are_cut(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     limiter = _LogLimiter(SIZE)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -55,7 +56,8 @@ async def test_a_node_where_all_is_well_and_one_that_cannot_report(
     assert (address[0], clock[0]) == ("warn", "warn")
     assert "cannot report to it: " in address[1]
     assert "refused" in address[1]
-    assert "is 0:10:00 ahead of ours" in clock[1] or "is 0:09:59 ahead of ours" in clock[1]
+    # At least that much: how long its message was under way is not known.
+    assert re.search(r"is 0:(10:00|09:[3-5]\d) ahead of ours", clock[1])
 
 
 @pytest.mark.scale

@@ -153,7 +153,7 @@ async def test_a_frozen_controller_may_have_taken_the_job(
 
 
 @pytest.mark.scale
-async def test_a_dead_controller_has_certainly_not_taken_it(
+async def test_a_dead_controller_has_certainly_not_taken_the_job(
     slurm: Cluster, engine: Slurm, tmp_path: Path
 ) -> None:
     slurm.kill("controller", signal.SIGKILL)

@@ -119,7 +119,7 @@ async def test_an_example_parses_the_output_of_its_engine(tmp_path: Path, exampl
     assert job in (tmp_path / "cancelled").read_text().splitlines()
 
 
-async def test_only_a_refusal_that_is_known_is_one_for_good(tmp_path: Path) -> None:
+async def test_only_a_known_refusal_is_permanent(tmp_path: Path) -> None:
     engine = commands(tmp_path, "pbs", submit="echo 'qsub: Unknown queue' >&2; exit 3")
     with pytest.raises(CannotStart, match="Unknown queue"):
         await engine.submit(order(tmp_path))
@@ -132,7 +132,7 @@ async def test_only_a_refusal_that_is_known_is_one_for_good(tmp_path: Path) -> N
             assert not caught.value.certain
 
 
-async def test_a_list_that_fails_or_is_malformed_says_nothing(tmp_path: Path) -> None:
+async def test_a_failed_or_malformed_list_is_read_again_later(tmp_path: Path) -> None:
     for script, example, words in (
         ("echo broken; exit 1", "pbs", "broken"),
         ("echo '{'", "pbs", "not JSON"),

@@ -151,7 +151,7 @@ def test_a_join_sees_the_work_of_all_its_prerequisites(repository: Repository) -
 
 
 @pytest.mark.scale
-def test_a_conflict_is_told_before_the_command_runs(repository: Repository) -> None:
+def test_a_conflict_is_reported_before_the_command_runs(repository: Repository) -> None:
     left = repository.phase("queue-1-1", "echo left > README").result
     right = repository.phase("queue-1-2", "echo right > README").result
     after = {"1": left, "2": right}
@@ -198,7 +198,9 @@ def test_a_retry_goes_on_where_the_failed_attempt_has_stopped(repository: Reposi
     assert repository.files("pgcoord/queue-1-1") == {"README", "half", "whole"}
 
 
-def test_a_signal_that_ends_the_command_is_told_as_shells_do(repository: Repository) -> None:
+def test_a_signal_that_ends_the_command_becomes_the_exit_status_of_shells(
+    repository: Repository,
+) -> None:
     assert repository.phase("queue-1-1", "kill -TERM $$").status == 128 + signal.SIGTERM
 
 
@@ -213,7 +215,7 @@ def leaves_a_conflict(repository: Repository) -> str:
     )
 
 
-def test_work_that_could_not_be_kept_is_kept_by_the_retry_without_the_command(
+def test_a_retry_commits_the_work_of_the_failed_attempt_without_the_command(
     repository: Repository,
 ) -> None:
     script = leaves_a_conflict(repository)
@@ -229,7 +231,7 @@ def test_work_that_could_not_be_kept_is_kept_by_the_retry_without_the_command(
     assert repository.git("show", "pgcoord/queue-1-1:file") == "both"
 
 
-def test_a_command_that_changes_nothing_is_told(repository: Repository) -> None:
+def test_a_command_that_changes_nothing_is_noted_in_the_log(repository: Repository) -> None:
     words = "worktree: the command has succeeded, and changed nothing"
     assert words in repository.phase("queue-1-1", "true").log
     assert words not in repository.phase("queue-1-2", "echo x > y").log
@@ -419,7 +421,7 @@ def test_a_folder_that_was_deleted_is_made_anew(repository: Repository) -> None:
     assert result.status == 0, result.log
 
 
-def test_the_branch_of_an_earlier_database_is_left_as_it_is(repository: Repository) -> None:
+def test_the_branch_of_an_earlier_database_is_left_unchanged(repository: Repository) -> None:
     repository.phase("queue-1-1", "echo old > old")
     completed = repository.phase(
         "queue-1-1", "echo new > new", environment={"PGCOORD_INSTALLATION": "another"}
@@ -538,7 +540,7 @@ def test_the_command_starts_in_the_folder_that_the_phase_was_given(repository: R
     assert "below/new" in repository.files("pgcoord/queue-1-1")
 
 
-def test_a_base_is_started_from_and_a_dirty_tree_is_told(repository: Repository) -> None:
+def test_work_starts_from_the_base_and_a_dirty_tree_is_reported(repository: Repository) -> None:
     repository.git("branch", "stable")
     repository.commit("later", "text\n")
     (repository.folder / "README").write_text("changed\n")
@@ -893,7 +895,7 @@ def test_a_command_that_is_not_there_is_named_before_anything_is_made(
     assert not Path(f"{repository.folder}.worktrees").exists()
 
 
-def test_the_command_line_has_it_too(repository: Repository) -> None:
+def test_the_command_line_runs_a_command_in_a_worktree(repository: Repository) -> None:
     """As `pgcoord worktree`, by hand: no phase, no prompt, no result."""
     result = subprocess.run(
         [
@@ -919,7 +921,7 @@ def test_the_command_line_has_it_too(repository: Repository) -> None:
     assert repository.files("pgcoord/by-hand") == {"README", "x"}
 
 
-def test_it_travels_without_its_file(repository: Repository) -> None:
+def test_the_worktree_program_runs_without_its_file(repository: Repository) -> None:
     """As the command of a job on a machine that has Python, and no pgcoord."""
     program = program_of(str(PROGRAM), travels=True)
     assert program[0] == "python3"

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def order(attempt: dict[str, Any], script: str, **more: Any) -> dict[str, Any]:
     }
 
 
-async def start(order: dict[str, Any], *, clock: int = 0) -> asyncio.subprocess.Process:
+async def start(
+    order: dict[str, Any], *, clock: int = 0, output: int = asyncio.subprocess.PIPE
+) -> asyncio.subprocess.Process:
     """Start the wrapper as on a node whose clock is off by so many seconds."""
     set_clock = f"import time; real = time.time; time.time = lambda: real() + {clock}\n"
     run = f"{set_clock}import runpy; runpy.run_path({str(SOURCE)!r}, None, '__main__')"
@@ -64,7 +67,7 @@ async def start(order: dict[str, Any], *, clock: int = 0) -> asyncio.subprocess.
         "-c",
         run,
         env={"PGCOORD_ORDER": job.pack(order), "PGCOORD_JOB": "17", "HOME": "/nowhere"},
-        stdout=asyncio.subprocess.PIPE,
+        stdout=output,
         stderr=asyncio.subprocess.STDOUT,
     )
 
@@ -84,7 +87,7 @@ async def run(order: dict[str, Any], **how: Any) -> tuple[int | None, str]:
     return process.returncode, output.decode()
 
 
-def test_it_is_python_3_8_and_of_the_standard_library() -> None:
+def test_the_wrapper_needs_only_python_3_8_and_its_standard_library() -> None:
     tree = ast.parse(SOURCE.read_text(), feature_version=(3, 8))
     for node in ast.walk(tree):
         names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
@@ -92,7 +95,7 @@ def test_it_is_python_3_8_and_of_the_standard_library() -> None:
         assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 
-async def test_it_begins_runs_and_says_how_it_ended_where_no_folder_is_shared(
+async def test_a_job_without_a_shared_folder_reports_its_begin_and_end(
     site: Site, conn: Connection, attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     script = """
@@ -113,7 +116,7 @@ async def test_it_begins_runs_and_says_how_it_ended_where_no_folder_is_shared(
     assert statuses(conn) == {1: "failed"}
 
 
-async def test_an_answer_that_is_no_http_is_asked_for_again(tmp_path: Path) -> None:
+async def test_a_request_answered_without_http_is_repeated(tmp_path: Path) -> None:
     said: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -132,7 +135,7 @@ async def test_an_answer_that_is_no_http_is_asked_for_again(tmp_path: Path) -> N
     assert said == ["/attempts/1/begin"] * 2 + ["/attempts/1/exit"] * 2
 
 
-async def test_a_job_without_a_coordinator_asks_and_tells_by_the_shared_folder(
+async def test_a_job_without_a_coordinator_begins_and_ends_by_the_shared_folder(
     attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     given = order(attempt, "echo out; kill -9 $$", folder=str(tmp_path), log_max=100)
@@ -150,7 +153,7 @@ async def test_a_job_without_a_coordinator_asks_and_tells_by_the_shared_folder(
     assert message["log_tail"] == (tmp_path / "log").read_text().strip() == "out"
 
 
-async def test_a_job_that_is_refused_by_file_or_asked_to_end_before_it_began_runs_nothing(
+async def test_a_job_refused_by_file_or_ended_before_its_begin_runs_nothing(
     attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     given = order(attempt, "echo ran", folder=str(tmp_path))
@@ -194,7 +197,10 @@ async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
     attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        process = await start(order(attempt, "yes | head -c 1000000; exit 7", folder=str(disk)))
+        given = order(attempt, "yes | head -c 1000000; exit 7", folder=str(disk))
+        log = os.open(disk / "engine.log", os.O_WRONLY | os.O_CREAT)  # an engine's, there as well
+        process = await start(given, output=log)
+        os.close(log)
         async with asyncio.timeout(PATIENCE):
             [asked] = await until_asked(disk, attempt)
             jobs.answer_spooled(disk, asked["copy"], None)
@@ -202,6 +208,23 @@ async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
         message = jobs.spooled_exit(disk, attempt["id"], attempt["secret"])
         assert message
         assert (message["exit_code"], message["log_tail"]) == (7, "")
+
+
+async def test_a_job_that_meets_a_full_shared_disk_begins_once_there_is_room(
+    attempt: dict[str, Any], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        filler = disk / "filler"
+        with suppress(OSError):
+            filler.write_bytes(bytes(1_000_000))
+        process = await start(order(attempt, "exit 7", folder=str(disk)))
+        assert process.stdout
+        async with asyncio.timeout(PATIENCE):
+            assert b"is not written: No space left" in await process.stdout.readline()
+            filler.unlink()
+            [asked] = await until_asked(disk, attempt)
+            jobs.answer_spooled(disk, asked["copy"], None)
+            assert await process.wait() == 7
 
 
 async def test_an_order_that_cannot_be_read_runs_nothing(tmp_path: Path) -> None:

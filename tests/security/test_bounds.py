@@ -33,7 +33,9 @@ def test_a_name_that_no_page_and_no_log_can_carry_is_refused(conn: Connection, n
     assert "cannot be called" in refusal(conn, INSERT, feature, 3, name, "{}")
 
 
-def test_a_phase_without_a_name_gets_its_own_and_no_phase_that_of_another(conn: Connection) -> None:
+def test_a_phase_without_a_name_gets_its_own_and_never_the_name_of_another(
+    conn: Connection,
+) -> None:
     feature = add_feature(conn, {})
     conn.execute(INSERT, [feature, 1, "", "{}"])
     conn.execute(INSERT, [feature, 2, f"queue-{feature}-2", "{}"])
@@ -163,7 +165,7 @@ _OF_ANOTHER_TYPE = {"22P02", "22003", "22007", "22008"}
 
 
 @pytest.mark.parametrize("role", ["client", pytest.param("owner", marks=pytest.mark.scale)])
-def test_no_column_takes_unreadable_text_or_refuses_it_without_a_message(
+def test_every_column_refuses_unreadable_text_with_a_message(
     conn: Connection, client: Connection, role: str
 ) -> None:
     """Every column of every table that a client writes, by INSERT and UPDATE."""

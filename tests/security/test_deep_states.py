@@ -247,7 +247,7 @@ class Walk:
 
 @pytest.mark.scale
 @pytest.mark.timeout(600)
-async def test_two_thousand_that_succeed_leave_all_readable(
+async def test_two_thousand_random_changes_leave_all_readable(
     site: Site, conn: Connection, epoch: int
 ) -> None:
     walk = Walk(site, conn, epoch, seed=14)

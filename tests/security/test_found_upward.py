@@ -19,7 +19,7 @@ STRANGER = 12345
 
 
 @root_only
-def test_a_configuration_of_somebody_else_is_refused_but_when_it_is_named(desk: Desk) -> None:
+def test_a_configuration_of_another_user_is_refused_unless_named(desk: Desk) -> None:
     plan = desk.plan("echo ran")
     configuration = desk.folder / "pgcoord.toml"
     os.chown(configuration, STRANGER, STRANGER)
@@ -35,7 +35,7 @@ def test_a_configuration_of_somebody_else_is_refused_but_when_it_is_named(desk: 
 
 
 @root_only
-def test_a_link_of_somebody_else_to_a_configuration_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_link_of_another_user_to_our_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ours.toml").write_text("")
     (tmp_path / "pgcoord.toml").symlink_to("ours.toml")
     assert find_configuration(tmp_path) == tmp_path / "pgcoord.toml"
@@ -44,7 +44,7 @@ def test_a_link_of_somebody_else_to_a_configuration_of_ours_is_refused(tmp_path:
         find_configuration(tmp_path)
 
 
-def test_a_configuration_that_everybody_can_change_is_refused(desk: Desk) -> None:
+def test_a_world_writable_configuration_is_refused(desk: Desk) -> None:
     (desk.folder / "pgcoord.toml").chmod(0o666)
     result = desk.call("serve")
     assert (result.returncode, "can be changed by every user" in result.stderr) == (5, True)
@@ -52,7 +52,7 @@ def test_a_configuration_that_everybody_can_change_is_refused(desk: Desk) -> Non
 
 
 @root_only
-def test_a_group_may_change_it_only_when_it_is_its_owners_own(tmp_path: Path) -> None:
+def test_only_the_private_group_of_the_owner_may_write_the_configuration(tmp_path: Path) -> None:
     """As with a umask of 002, where each user has a group of the same name."""
     path = tmp_path / "pgcoord.toml"
     path.write_text("")
@@ -78,7 +78,7 @@ def test_the_user_behind_sudo_is_trusted(tmp_path: Path) -> None:
 
 
 @root_only
-def test_a_state_folder_of_somebody_else_is_refused(desk: Desk) -> None:
+def test_a_state_folder_of_another_user_is_refused(desk: Desk) -> None:
     state = desk.folder / ".pgcoord"
     state.mkdir(mode=0o700)
     os.chown(state, STRANGER, STRANGER)
@@ -93,7 +93,7 @@ def test_a_state_folder_of_somebody_else_is_refused(desk: Desk) -> None:
     assert not list(state.iterdir())
 
 
-def test_a_state_folder_that_everybody_can_change_is_refused(desk: Desk) -> None:
+def test_a_world_writable_state_folder_is_refused(desk: Desk) -> None:
     state = desk.folder / ".pgcoord"
     state.mkdir()
     state.chmod(0o777)

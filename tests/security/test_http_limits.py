@@ -146,7 +146,7 @@ async def test_more_connections_than_the_bound_are_refused(dsn: str, tmp_path: P
 
 
 async def test_one_host_leaves_room_for_others(dsn: str, tmp_path: Path) -> None:
-    limits = Limits(connections=20, per_host=10)
+    limits = Limits(connections=20, per_host=10, refusal=PATIENCE)
     async with served(dsn, tmp_path, leads=False, limits=limits) as site, AsyncExitStack() as stack:
         held = [
             await stack.enter_async_context(raw(site, b"GET /", source="127.0.0.2"))
@@ -211,6 +211,6 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("kind", "body"), FORMS.values(), ids=FORMS.keys())
-async def test_a_form_that_is_none_is_refused(site: Site, kind: str, body: bytes) -> None:
+async def test_a_malformed_form_is_refused(site: Site, kind: str, body: bytes) -> None:
     answer = await site.client.post("/features/new", content=body, headers={"content-type": kind})
     assert 400 <= answer.status_code < 500, answer.text

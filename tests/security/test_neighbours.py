@@ -107,7 +107,7 @@ def as_user(desk: Desk, user: str, runs: Path | None = None) -> None:
 
 
 @root_only
-def test_a_workflow_runs_as_the_user_that_it_names(
+def test_a_workflow_runs_as_its_declared_user(
     desk: Desk, conn: Connection, open_folder: Path
 ) -> None:
     as_user(desk, "nobody", open_folder / "runs")
@@ -157,7 +157,7 @@ def test_a_run_where_the_user_cannot_come_is_refused(desk: Desk, conn: Connectio
     assert "'folder' of [log]" in row["error_message"]
 
 
-def test_a_user_whom_nobody_knows_is_refused_at_the_start(desk: Desk) -> None:
+def test_an_unknown_user_is_refused_at_the_start(desk: Desk) -> None:
     as_user(desk, "no-such-user")
     result = desk.call("serve")
     assert (result.returncode, result.stderr) == (

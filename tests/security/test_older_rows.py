@@ -86,7 +86,7 @@ def test_pages_lists_and_the_loop_go_on_beside_an_odd_row(
         ("1e999", 1.7976931348623157e308),
     ],
 )
-def test_json_is_read_as_it_is_where_python_can(text: str, value: Any) -> None:
+def test_valid_json_is_read_unchanged(text: str, value: Any) -> None:
     assert load_json(text) == value
     assert load_json(text.encode()) == value
 

@@ -21,7 +21,7 @@ def of_copy(conn: Connection, feature: int) -> dict[int, str]:
     return {row["phase_number"]: row["status"] for row in rows}
 
 
-def test_a_copy_from_a_phase_takes_over_completed_phases_before_it(
+def test_a_copy_from_a_phase_on_takes_over_earlier_completed_phases(
     conn: Connection, epoch: int
 ) -> None:
     submit(
@@ -79,7 +79,7 @@ def test_phases_that_came_in_as_completed_stay_so(conn: Connection) -> None:
     assert of_copy(conn, 2) == {1: "completed", 2: "queued"}
 
 
-def test_what_has_no_phases_cannot_be_run_again(conn: Connection) -> None:
+def test_a_feature_without_phases_cannot_be_run_again(conn: Connection) -> None:
     conn.execute("insert into planned_features (title) values ('a')")
     with refused("PC002", "feature 1 has no phases and no plan"):
         conn.execute("select pgcoord.again(1)")
@@ -90,7 +90,7 @@ def test_what_has_no_phases_cannot_be_run_again(conn: Connection) -> None:
     assert statuses(conn) == {1: "queued"}
 
 
-def test_what_is_stored_as_done_is_done_in_the_copy_too(conn: Connection) -> None:
+def test_a_phase_stored_as_done_is_done_in_the_copy(conn: Connection) -> None:
     plan = [
         {"phase_number": 1, "prompt_content": "x", "status": "completed"},
         {"phase_number": 2, "prompt_content": "x"},
@@ -101,7 +101,7 @@ def test_what_is_stored_as_done_is_done_in_the_copy_too(conn: Connection) -> Non
     assert of_copy(conn, 2) == {1: "completed", 2: "queued"}
 
 
-def test_what_was_taken_over_runs_in_a_copy_from_the_start(conn: Connection, epoch: int) -> None:
+def test_a_phase_taken_over_runs_in_a_copy_from_the_start(conn: Connection, epoch: int) -> None:
     submit(conn, [{"phase_number": n, "prompt_content": "x"} for n in (1, 2)])
     assert len(claim(conn, epoch)) == 2
     conn.execute("select pgcoord.complete_phase('queue-1-1')")  # without a result

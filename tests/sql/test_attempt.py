@@ -114,6 +114,7 @@ def test_a_claim_without_a_free_slot_writes_nothing_and_waits_for_nobody(
             claim(conn, epoch - 1)
 
 
+@pytest.mark.own_database
 def test_plans_made_before_there_were_attempts_read_no_more_of_them_later(
     conn: Connection, epoch: int
 ) -> None:
@@ -183,7 +184,9 @@ def test_a_phase_without_workflow_waits_where_none_is_the_default(conn: Connecti
     assert claim(conn, epoch) == [f"queue-{feature}-1"]
 
 
-def test_a_phase_says_itself_how_often_and_how_long(conn: Connection, epoch: int) -> None:
+def test_max_attempts_and_timeout_of_a_phase_override_its_workflow(
+    conn: Connection, epoch: int
+) -> None:
     queue_id = running(conn, epoch, max_attempts=4, timeout_seconds=1.5)
     row = attempt_of(conn, queue_id)
     assert (row["max_attempts"], row["timeout"].total_seconds()) == (4, 1.5)
@@ -339,7 +342,7 @@ def test_an_attempt_that_was_deleted_can_be_ended(conn: Connection, epoch: int) 
     assert statuses(conn) == {}
 
 
-def test_what_a_process_left_behind_is_in_the_history(conn: Connection, epoch: int) -> None:
+def test_processes_left_behind_are_in_the_history(conn: Connection, epoch: int) -> None:
     queue_id = running(conn, epoch)
     conn.execute(
         "select pgcoord_private.end_attempt(%s, 0, '', 'sleep (4711)')",
@@ -701,7 +704,7 @@ def test_external_attempts_are_no_business_of_a_coordinator(
     assert actual == (0 if external else 1)
 
 
-def test_each_failure_is_logged_with_its_reason_also_when_it_is_the_same_again(
+def test_each_failure_is_logged_with_its_reason_though_the_reason_repeats(
     conn: Connection,
 ) -> None:
     epoch = take_lead(conn, WORKFLOW | {"max_attempts": 3, "retry_delay_seconds": 0})

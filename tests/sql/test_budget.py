@@ -50,7 +50,7 @@ def test_nothing_starts_once_the_budget_of_a_feature_is_spent(conn: Connection, 
     ]
 
 
-def test_a_workflow_may_cost_so_much_in_each_feature(conn: Connection) -> None:
+def test_a_workflow_has_a_budget_in_each_feature(conn: Connection) -> None:
     epoch = take_lead(conn, {**WORKFLOW, "max_cost_usd": 0.5})
     add_feature(conn, {1: [], 2: [1]})
     add_feature(conn, {1: [], 2: [1]})
@@ -73,7 +73,7 @@ def test_a_workflow_may_cost_so_much_in_each_feature(conn: Connection) -> None:
         assert [row["paused"] for row in rows] == statuses
 
 
-def test_a_feature_that_is_locked_while_budgets_are_followed_is_come_back_to(
+def test_a_feature_locked_during_a_check_of_budgets_is_checked_later(
     conn: Connection, dsn: str
 ) -> None:
     take_lead(conn, {**WORKFLOW, "max_cost_usd": 0.5})

@@ -150,7 +150,7 @@ def test_a_coordinator_of_another_release_than_the_schema_is_to_be_restarted(
     assert words.endswith("; it is of release 0, the schema is of another")
 
 
-def test_a_pause_and_a_lack_of_slots_are_said(conn: Connection, epoch: int) -> None:
+def test_a_pause_and_a_lack_of_slots_are_reported(conn: Connection, epoch: int) -> None:
     conn.execute("select pgcoord.pause(null, 'tea')")
     level, words, remedy = not_ok(conn)["slots"]
     assert (level, remedy) == ("warn", "'pgcoord resume'")
@@ -161,9 +161,7 @@ def test_a_pause_and_a_lack_of_slots_are_said(conn: Connection, epoch: int) -> N
     assert not_ok(conn) == {"slots": expected}
 
 
-def test_a_phase_that_is_not_claimed_though_it_could_be_is_found(
-    conn: Connection, epoch: int
-) -> None:
+def test_an_unclaimed_claimable_phase_is_found(conn: Connection, epoch: int) -> None:
     add_feature(conn, {1: [], 2: []})
     assert checkup(conn)["line"] == ("ok", "2 phases wait for a slot", None)
     back(conn, 60)

@@ -30,7 +30,7 @@ def why(conn: Connection, queue_id: str) -> list[str]:
     return [row["words"] for row in found]
 
 
-def test_clean_up_runs_though_the_work_before_it_failed_and_the_rest_is_blocked(
+def test_clean_up_runs_after_failed_work_and_the_rest_is_blocked(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})
@@ -55,7 +55,7 @@ def test_clean_up_runs_though_the_work_before_it_failed_and_the_rest_is_blocked(
     assert standstill == {"words": "phase 1 failed"}
 
 
-def test_what_is_not_needed_is_skipped_and_the_feature_completes(
+def test_phases_not_needed_are_skipped_and_the_feature_completes(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: []})
@@ -100,7 +100,9 @@ def test_a_retry_takes_back_phases_not_begun_and_waits_for_begun_ones(
     assert statuses(conn) == {1: "queued", 2: "queued", 3: "completed"}
 
 
-def test_what_is_skipped_makes_up_for_a_failure(conn: Connection, epoch: int) -> None:
+def test_clean_up_is_not_retried_after_its_failed_prerequisite_was_skipped(
+    conn: Connection, epoch: int
+) -> None:
     feature = add_feature(conn, {1: []}, phase_data=Jsonb({"max_attempts": 2}))
     add_phase(conn, feature, 2, [1], run_when="failed")
     conn.execute("select pgcoord.cancel_phase('queue-1-1', 'no')")
@@ -144,7 +146,7 @@ def test_a_condition_that_cannot_be_is_refused(
         add_phase(conn, feature, 1, depends_on, run_when=run_when)
 
 
-def test_a_client_gives_a_condition_and_nobody_changes_it(
+def test_a_client_sets_a_condition_that_nobody_can_change(
     dsn: str, conn: Connection, logins: dict[str, str]
 ) -> None:
     feature = add_feature(conn, {1: []})

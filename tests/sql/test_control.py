@@ -166,7 +166,7 @@ def test_a_changed_limit_of_slots_holds_from_the_next_claim(conn: Connection, ep
 
 
 @pytest.mark.parametrize("number", [-1, 1001, None])
-def test_a_number_that_is_none_of_slots_is_refused(conn: Connection, number: int | None) -> None:
+def test_an_invalid_number_of_slots_is_refused(conn: Connection, number: int | None) -> None:
     with refused("PC005", "is not a number of slots"):
         conn.execute("select pgcoord.set_slots(%s::integer)", [number])
     assert len(slots(conn)) == 3
@@ -193,7 +193,7 @@ def test_nothing_is_claimed_while_everything_is_paused(
     assert events(conn)[-2:] == [("paused", "lunch"), ("resumed", None)]
 
 
-def test_what_runs_goes_on_while_everything_is_paused(conn: Connection, epoch: int) -> None:
+def test_running_phases_go_on_while_everything_is_paused(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: [], 2: [1]})
     [queue_id] = claim(conn, epoch)
     conn.execute("select pgcoord.pause()")
@@ -227,7 +227,7 @@ def test_a_paused_feature_is_held_back_and_no_other(
     assert kinds[-2:] == ["feature_paused", "feature_resumed"]
 
 
-def test_whatever_comes_back_to_a_paused_feature_is_held(conn: Connection, epoch: int) -> None:
+def test_a_phase_that_returns_to_a_paused_feature_is_held(conn: Connection, epoch: int) -> None:
     conn.execute("update pgcoord.workflow set max_attempts = 2, retry_delay = '0'")
     feature = add_feature(conn, {1: [], 2: [], 3: [], 4: [3]})
     claim(conn, epoch)
@@ -295,7 +295,7 @@ def test_nobody_leads_once_the_connection_is_gone(conn: Connection, dsn: str) ->
 
 
 @pytest.mark.scale
-def test_who_cannot_have_the_control_row_does_not_keep_others_from_leading(
+def test_a_coordinator_without_the_control_row_does_not_keep_others_from_leading(
     conn: Connection, dsn: str
 ) -> None:
     with (
@@ -313,7 +313,7 @@ def test_no_epoch_comes_twice_though_a_failover_lost_the_last_ones(conn: Connect
     assert ask_for_lead(conn, after=7)["epoch"] == 8
 
 
-def test_a_lead_given_back_wakes_those_who_stand_by(conn: Connection, dsn: str) -> None:
+def test_a_lead_given_back_wakes_stand_bys(conn: Connection, dsn: str) -> None:
     take_lead(conn)
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
         other.execute("listen pgcoord_stand_by")
@@ -323,7 +323,9 @@ def test_a_lead_given_back_wakes_those_who_stand_by(conn: Connection, dsn: str) 
         assert ask_for_lead(other)["led"]
 
 
-def test_the_line_of_history_of_a_server_is_told(conn: Connection) -> None:
+def test_lineage_returns_the_system_identifier_and_the_timeline_of_the_server(
+    conn: Connection,
+) -> None:
     lineage = one(conn, "select * from pgcoord_private.lineage()")
     assert lineage["system"] == one(conn, "select * from pg_control_system()")["system_identifier"]
     assert lineage["timeline"] == one(conn, "select * from pg_control_checkpoint()")["timeline_id"]
@@ -338,7 +340,7 @@ def test_the_line_of_history_of_a_server_is_told(conn: Connection) -> None:
         {"max_attempts": "many"},
     ],
 )
-def test_workflows_that_cannot_be_declared_leave_the_lead_as_it_was(
+def test_a_refused_declaration_of_workflows_leaves_the_lead_unchanged(
     conn: Connection, epoch: int, workflow: dict[str, Any]
 ) -> None:
     with pytest.raises(psycopg.Error):
@@ -423,7 +425,7 @@ NAMELESS: Any = [
 
 
 @pytest.mark.parametrize("call", NAMELESS)
-def test_what_names_nothing_is_told_so(conn: Connection, call: str) -> None:
+def test_a_null_name_is_refused_with_a_hint(conn: Connection, call: str) -> None:
     with pytest.raises(psycopg.Error, match=r"there is no \w+ null") as caught:
         conn.execute(f"select * from {call}".encode())
     assert (caught.value.sqlstate, bool(caught.value.diag.message_hint)) == ("PC001", True)

@@ -92,7 +92,7 @@ def test_an_array_that_cannot_be_meant_is_refused(conn: Connection) -> None:
             assert statuses(conn) == {1: "queued"}
 
 
-def test_what_can_only_mean_that_there_is_none_is_taken_so(conn: Connection) -> None:
+def test_every_empty_form_of_dependencies_means_none(conn: Connection) -> None:
     """Empty arrays and null as clients write them that cannot tell an array from an object."""
     feature = add_feature(conn, {1: [], 2: [1], 3: [1]})
     for number, value in ((2, Jsonb({})), (3, Jsonb(None))):
@@ -339,7 +339,7 @@ def test_ended_phases_may_be_inserted_before_or_after_their_dependents(
     assert unmet(conn) == {1: 0, 2: 0 if status == "completed" else 1, 3: 1}
 
 
-def test_a_missing_prerequisite_holds_back_only_the_phases_that_name_it(
+def test_a_missing_prerequisite_holds_back_only_its_dependents(
     conn: Connection, epoch: int
 ) -> None:
     feature = add_feature(conn, {1: [9], 2: [], 3: [2]})
@@ -618,6 +618,7 @@ def test_one_phase_may_have_2000_dependents_and_2000_prerequisites(conn: Connect
 
 
 # Statistics that were taken while the tables were empty make each index look like any other.
+@pytest.mark.own_database
 def test_phases_added_to_a_long_feature_read_no_more_for_each(conn: Connection) -> None:
     conn.execute("insert into planned_features (title) select 'f' from generate_series(1, 50)")
     conn.execute("vacuum analyze")

@@ -251,7 +251,7 @@ def test_the_table_refuses_rows_that_are_no_feature(
 @pytest.mark.parametrize(
     "plan", [[{}], [{"phase_number": "1"}], [{"phase_number": 1, "priority": "x"}]]
 )
-def test_a_stored_plan_that_is_malformed_is_refused_when_it_is_executed(
+def test_a_malformed_stored_plan_is_refused_at_its_execution(
     conn: Connection, plan: object
 ) -> None:
     feature = add_feature(conn, {})
@@ -336,7 +336,9 @@ def test_the_status_of_a_feature_follows_from_its_phases(conn: Connection, epoch
     assert row["finished_at"] >= row["started_at"]
 
 
-def test_a_phase_added_to_a_completed_feature_puts_it_in_progress_again(conn: Connection) -> None:
+def test_a_phase_added_to_a_completed_feature_puts_the_feature_in_progress_again(
+    conn: Connection,
+) -> None:
     feature = add_feature(conn, {1: []}, status="completed")
     assert shown(conn, feature)["status"] == "completed"
     add_phase(conn, feature, 2, [1])
@@ -367,7 +369,7 @@ def test_a_change_of_a_feature_is_stamped_and_logged(conn: Connection) -> None:
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["function", "by hand"])
-def test_a_cancelled_feature_gives_up_all_that_is_not_over(
+def test_cancelling_a_feature_cancels_its_unfinished_phases(
     conn: Connection, epoch: int, by_hand: bool
 ) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: [], 4: [1], 5: [3], 6: [5]})
@@ -602,7 +604,7 @@ def test_every_function_takes_and_returns_types_of_each_client(conn: Connection)
         "select p.proname as name from pg_proc as p where p.pronamespace = 'pgcoord'::regnamespace"
         " and (p.prorettype = 'void'::regtype or 'integer'::regtype = any (p.proargtypes))"
     ).fetchall()
-    assert [row["name"] for row in found] == ["exit_attempt"]  # which the wrapper of a job calls
+    assert [row["name"] for row in found] == ["exit_attempt"]  # for jobs, which write their own SQL
 
 
 def test_a_feature_of_this_very_transaction_gets_its_phases_under_any_isolation(

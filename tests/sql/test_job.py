@@ -1,11 +1,13 @@
 """Jobs of engines: one copy of each begins, and only that one says how it ended."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from psycopg.types.json import Jsonb
 from support.cases import case
 from support.database import (
+    WORKFLOW,
     Connection,
     add_feature,
     add_phase,
@@ -14,6 +16,7 @@ from support.database import (
     one,
     phase,
     refused,
+    take_lead,
 )
 
 
@@ -73,7 +76,7 @@ def test_a_job_waits_as_ready_and_runs_from_its_begin_on(conn: Connection, submi
     assert event == {"actor": f"{attempt['adw_id']} (job)", "reason": "begun by job 17 on node1"}
 
 
-def test_a_job_that_has_begun_keeps_its_deadline_when_it_is_submitted_once_more(
+def test_a_job_that_has_begun_keeps_its_deadline_at_a_second_submission(
     conn: Connection, epoch: int
 ) -> None:
     conn.execute("update pgcoord.workflow set queue_timeout = '1 minute'")
@@ -84,6 +87,25 @@ def test_a_job_that_has_begun_keeps_its_deadline_when_it_is_submitted_once_more(
     begin(conn, queue_id, "a")
     submit(conn, epoch, queue_id)  # by a leader that does not know that yet
     assert attempt_of(conn, queue_id)["deadline"] is None
+
+
+def test_a_claim_records_that_a_job_is_submitted_if_an_engine_runs_it(conn: Connection) -> None:
+    far = {**WORKFLOW, "name": "far", "default": False, "pool": "far", "queue_timeout_seconds": 60}
+    pools = [
+        {"name": "local", "launcher": "local", "slots": 1},
+        {"name": "far", "launcher": "slurm", "slots": 1, "settings": {"folder": "/shared"}},
+    ]
+    epoch = take_lead(conn, WORKFLOW, far, pools=pools)
+    feature = add_feature(conn, {1: []})
+    there = add_phase(conn, feature, 2, phase_data=Jsonb({"workflow_type": "far"}))
+    [here] = set(claim(conn, epoch)) - {there}
+    columns = ("submitted_at", "submitted_to", "deadline")
+    assert [attempt_of(conn, here)[name] for name in columns] == [None] * 3
+    since, launcher, deadline = (attempt_of(conn, there)[name] for name in columns)
+    assert (launcher, deadline - since) == ("slurm", timedelta(seconds=60))
+    assert "waits in pool far since" in one(conn, "select * from pgcoord.why(%s)", there)["words"]
+    begin(conn, there, "a")
+    assert attempt_of(conn, there)["deadline"] is None
 
 
 def test_a_second_copy_is_refused_and_the_first_may_ask_again(
@@ -100,7 +122,7 @@ def test_a_second_copy_is_refused_and_the_first_may_ask_again(
     assert len(refusals(conn)) == attempt["refused_begins"] == 1
 
 
-def test_who_comes_too_late_or_was_never_submitted_is_refused(conn: Connection, epoch: int) -> None:
+def test_a_late_or_never_submitted_job_is_refused(conn: Connection, epoch: int) -> None:
     feature = add_feature(conn, {1: [], 2: [], 3: []})
     conn.execute("select pgcoord.set_slots(3)")
     late, reported, local = claim(conn, epoch)
@@ -160,7 +182,7 @@ def test_a_forged_begin_is_refused_and_only_the_first_ten_are_events(
     assert answer["code"] == "PC001"
 
 
-def test_only_the_copy_that_began_says_how_it_ended(conn: Connection, submitted: str) -> None:
+def test_only_the_copy_that_began_may_record_its_end(conn: Connection, submitted: str) -> None:
     assert leave(conn, submitted, "a", 0)["code"] == "PC003"
     begin(conn, submitted, "a")
     assert leave(conn, submitted, "b", 0)["code"] == "PC003"

@@ -23,9 +23,7 @@ def complete(conn: Connection, queue_id: str) -> None:
     conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
 
 
-def test_one_phase_holds_a_named_lock_and_phases_behind_it_go_on(
-    conn: Connection, epoch: int
-) -> None:
+def test_a_phase_holds_a_named_lock_and_other_phases_go_on(conn: Connection, epoch: int) -> None:
     first = add_feature(conn, {})
     for number in range(1, 6):
         add_phase(conn, first, number, lock="staging")

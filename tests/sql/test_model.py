@@ -798,6 +798,7 @@ class Coordination(RuleBasedStateMachine):
             self.model.paused = action == "pause"
         else:
             self.model.features[feature].paused = action == "pause"
+        self.claim()  # which few histories would do before the next resumption
 
     @precondition(some_feature)
     @rule(pick=PICKS, cancel=st.booleans())
@@ -1038,11 +1039,10 @@ COMMON = settings(
 
 @pytest.mark.timeout(600)  # shrinking a failure takes minutes
 def test_database_agrees_with_the_model_whatever_is_done(conn: Connection) -> None:
-    # The same examples every time: what turns this red is a change, not the dice.
-    run(conn, settings(COMMON, derandomize=True, max_examples=15, stateful_step_count=50))
+    run(conn, settings(COMMON, max_examples=15, stateful_step_count=50))
 
 
 @pytest.mark.scale
 @pytest.mark.timeout(1800)
-def test_database_agrees_with_the_model_in_long_random_histories(conn: Connection) -> None:
+def test_database_agrees_with_the_model_in_long_histories(conn: Connection) -> None:
     run(conn, settings(COMMON, max_examples=250, stateful_step_count=80))

@@ -341,7 +341,7 @@ NO_PHASES: Any = [
 ]
 
 
-def test_what_cannot_be_a_phase_is_refused(conn: Connection) -> None:
+def test_an_invalid_phase_is_refused(conn: Connection) -> None:
     for columns, sqlstate, *words in NO_PHASES:
         with case(columns, sqlstate, words):
             values = {"feature_id": add_feature(conn, {}), "phase_number": 1, **columns}
@@ -357,7 +357,7 @@ def test_what_cannot_be_a_phase_is_refused(conn: Connection) -> None:
 
 
 @pytest.mark.parametrize("retry_at", ["infinity", "-infinity", "12000-01-01"])
-def test_what_is_no_time_to_retry_is_refused(conn: Connection, retry_at: str) -> None:
+def test_an_invalid_retry_time_is_refused(conn: Connection, retry_at: str) -> None:
     add_feature(conn, {1: []})
     with refused("PC005", f"phase queue-1-1 cannot have a time of {retry_at}"):
         conn.execute("update phase_queue set retry_at = %s", [retry_at])
@@ -597,7 +597,7 @@ def test_derived_columns_given_with_a_move_are_not_taken(
     assert (row["status"], row[name]) == ("completed", was)
 
 
-def test_what_is_not_derived_can_be_changed(conn: Connection, epoch: int) -> None:
+def test_columns_that_are_not_derived_can_be_changed(conn: Connection, epoch: int) -> None:
     queue_id = phase_in(conn, epoch, "running")
     row = one(
         conn,
@@ -694,7 +694,7 @@ def test_a_cancellation_counts_before_a_failure_that_was_asked_for(
     assert events(conn, queue_id).count(("attempt_ending", None, None)) == 2
 
 
-def test_a_process_that_ends_well_while_it_is_cancelled_is_cancelled(
+def test_a_process_that_ends_well_during_its_cancellation_is_cancelled(
     conn: Connection, epoch: int
 ) -> None:
     queue_id = phase_in(conn, epoch, "running")
@@ -801,6 +801,10 @@ def test_a_phase_that_holds_a_slot_cannot_be_deleted(
         conn.execute("delete from planned_features")
     with refused("PC002", f"{queue_id} is {status} and holds a slot"):
         conn.execute("truncate planned_features cascade")
+    with refused("PC002", f"{queue_id} is {status} and holds slot 1: its attempt 1 cannot"):
+        conn.execute("delete from pgcoord.attempt")
+    with refused("PC002", f"{queue_id} is {status} and holds a slot: pgcoord.attempt cannot"):
+        conn.execute("truncate pgcoord.attempt cascade")
     assert phase(conn, queue_id)["slot"] == 1
 
 
@@ -911,7 +915,7 @@ def test_a_retry_of_a_completed_phase_is_refused_with_a_hint(conn: Connection) -
 # --- What is edited
 
 
-def test_an_edit_leaves_an_event_that_names_who_changed_what(
+def test_an_edit_leaves_an_event_with_the_actor_and_the_changed_columns(
     conn: Connection, dsn: str, logins: dict[str, str]
 ) -> None:
     add_feature(conn, {1: [], 2: [], 3: [1, 2]}, phase_data=Jsonb({"title": "A", "timeout": "1h"}))

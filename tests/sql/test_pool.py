@@ -71,7 +71,7 @@ def test_each_pool_is_claimed_up_to_its_own_slots_in_its_own_order(conn: Connect
     assert claim(conn, epoch) == ["queue-1-2"]
 
 
-def test_where_a_pool_has_no_slots_why_says_how_to_give_it_some(conn: Connection) -> None:
+def test_why_names_the_way_to_give_slots_to_a_pool_without_slots(conn: Connection) -> None:
     lead(conn)
     add(conn, 1, "train")
     add(conn, 1)
@@ -105,6 +105,7 @@ def blocks(conn: Connection, epoch: int) -> int:
     return int(read)
 
 
+@pytest.mark.own_database
 def test_a_claim_does_not_step_over_phases_that_wait_for_another_pool(conn: Connection) -> None:
     epoch = lead(conn)
     add(conn, 10, "train")

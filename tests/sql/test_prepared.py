@@ -73,7 +73,7 @@ def test_a_phase_cannot_come_in_by_a_prepared_transaction(conn: Connection) -> N
     assert statuses(conn) == before
 
 
-def test_who_waits_for_a_feature_is_told_which_transaction_is_prepared(conn: Connection) -> None:
+def test_a_wait_for_a_feature_names_the_prepared_transaction(conn: Connection) -> None:
     with prepared(conn, "select from planned_features for no key update"):
         conn.execute("set lock_timeout = '50ms'")
         words = "feature 1 is being changed by " + WORDS
@@ -109,7 +109,7 @@ def test_a_coordinator_that_waits_names_the_transaction(conn: Connection, prepar
     waiting.result()
 
 
-def test_one_that_was_forgotten_is_found_though_nobody_waits(conn: Connection) -> None:
+def test_a_forgotten_prepared_transaction_is_found_though_nobody_waits(conn: Connection) -> None:
     text = one(
         conn,
         "select pg_get_functiondef('pgcoord_private.checkup_transactions()'::regprocedure) as text",

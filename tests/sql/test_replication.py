@@ -142,7 +142,7 @@ def test_a_copy_can_be_read(servers: tuple[str, str]) -> None:
         assert row["remedy"].startswith("leave a copy as it is")
 
 
-def test_work_comes_in_by_replication_as_the_page_says(servers: tuple[str, str]) -> None:
+def test_work_arrives_by_replication_as_documented(servers: tuple[str, str]) -> None:
     page = re.search(r"^    create table wish .*?^$", OPERATING.read_text(), re.M | re.S)
     assert page
     table, following = re.split(r"\n    (?=create function)", page[0])
@@ -168,7 +168,7 @@ def test_work_comes_in_by_replication_as_the_page_says(servers: tuple[str, str])
         assert one(queue, level)["level"] == "ok"
 
 
-def test_phases_that_are_replicated_past_the_triggers_are_said(servers: tuple[str, str]) -> None:
+def test_phases_replicated_past_the_triggers_are_reported(servers: tuple[str, str]) -> None:
     with database(servers[0], "plain") as plain, database(servers[1], "past") as past:
         upgrade(past.info.dsn)
         plain.execute("create table planned_features (id integer primary key, title text)")

@@ -62,14 +62,14 @@ def test_results_add_up(conn: Connection, phase_1: str) -> None:
         ({"x": "y" * 70_000}, "64 kB at most"),
     ],
 )
-def test_what_is_no_result_is_refused(
+def test_an_invalid_result_is_refused(
     conn: Connection, phase_1: str, result: object, words: str
 ) -> None:
     with refused("PC005", words):
         set_result(conn, phase_1, result)
 
 
-def test_what_a_worktree_refuses_as_too_large_is_counted_as_here(conn: Connection) -> None:
+def test_worktree_and_database_measure_a_result_alike(conn: Connection) -> None:
     for value in (
         {},
         {"a": [1, 2.5, [], {}, {"b": None}], "c": True},

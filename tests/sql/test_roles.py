@@ -255,7 +255,7 @@ def what_happens(conn: Connection, login: str, statement: str) -> str:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_passes_its_doors_and_no_other(
+def test_a_role_may_execute_its_functions_and_no_other(
     house: Connection, logins: dict[str, str], role: str
 ) -> None:
     actual = {statement: what_happens(house, logins[role], statement) for statement, _ in DOORS}
@@ -329,7 +329,7 @@ async def test_a_plan_runs_to_its_end_with_roles_of_only_coordinator_and_client(
     assert {row["actor"] for row in actors} == {logins["client"], f"coordinator {gethostname()}"}
 
 
-def test_what_a_function_does_is_logged_as_done_by_its_caller(
+def test_changes_by_a_function_are_logged_under_its_caller(
     client: Connection, logins: dict[str, str]
 ) -> None:
     add_feature(client, {1: [], 2: [1]})
@@ -349,7 +349,7 @@ def test_what_a_function_does_is_logged_as_done_by_its_caller(
     assert [row["created_by"] for row in makers] == [logins["client"]]
 
 
-def test_a_client_is_told_which_function_sets_a_status(client: Connection) -> None:
+def test_a_refused_update_of_a_status_names_the_function_to_use(client: Connection) -> None:
     add_feature(client, {1: []})
     with refused(
         "42501", "may not set phase queue-1-1 to completed", "complete_phase('queue-1-1')"
@@ -546,7 +546,7 @@ def test_a_user_without_the_right_to_make_roles_gets_a_remedy(
     assert "pgcoord_reader, pgcoord_client, pgcoord_coordinator" in str(e.value.hint)
 
 
-async def test_a_missing_right_is_refused_with_the_role_that_can_grant_it(
+async def test_a_missing_right_is_refused_with_the_role_that_has_the_right(
     dsn: str, logins: dict[str, str]
 ) -> None:
     async with await psycopg.AsyncConnection.connect(as_user(dsn, logins["reader"])) as conn:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg.types.json import Jsonb
 from support.database import (
     Connection,
@@ -53,7 +54,7 @@ def test_ends_and_their_consequences_are_one_commit(dsn: str, conn: Connection) 
     assert statuses(conn, second) == {1: "failed", 2: "blocked"}
 
 
-def test_an_end_behind_a_lock_takes_neither_the_others_nor_the_claim_with_it(
+def test_an_end_that_waits_for_a_lock_fails_neither_other_ends_nor_the_claim(
     dsn: str, conn: Connection
 ) -> None:
     epoch, first, second = claimed_two(conn)
@@ -65,7 +66,7 @@ def test_an_end_behind_a_lock_takes_neither_the_others_nor_the_claim_with_it(
     assert record_and_claim(conn, epoch, ends[0]) == ([True], True, [f"queue-{first}-2"])
 
 
-def test_a_claim_that_would_wait_or_fail_takes_no_recorded_end_with_it(
+def test_a_claim_that_would_wait_or_fail_keeps_the_recorded_ends(
     dsn: str, conn: Connection
 ) -> None:
     epoch, first, second = claimed_two(conn)
@@ -92,6 +93,7 @@ def test_a_report_in_a_round_is_answered_as_alone(conn: Connection) -> None:
     assert statuses(conn, first) == {1: "completed", 2: "ready"}
 
 
+@pytest.mark.own_database
 def test_a_round_reads_no_more_however_many_slots_are_held_and_attempts_open(
     conn: Connection,
 ) -> None:

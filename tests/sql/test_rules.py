@@ -15,7 +15,7 @@ def statements_of(path: Path) -> str:
     return re.sub(r"\s+", " ", text).lower()
 
 
-def test_what_may_be_claimed_is_said_in_its_view_alone() -> None:
+def test_only_the_view_claimable_holds_the_predicate_of_claims() -> None:
     # The two conditions that nothing else has together, in either order.
     retry, held = r"retry_at is null", r"not (?:\w+\.)?held"
     rule = re.compile(rf"{retry}.{{0,60}}\b{held}\b|\b{held}\b.{{0,60}}{retry}")
@@ -37,7 +37,7 @@ def test_python_and_the_panel_list_states_in_one_module() -> None:
     assert actual == ["states.py"]
 
 
-def test_a_function_of_more_than_sixty_lines_says_why() -> None:
+def test_a_function_of_more_than_sixty_lines_states_the_reason() -> None:
     function = re.compile(
         r"(?P<head>(?:^--.*\n)*)(?P<body>^create or replace function (?P<name>[\w.]+)"
         r"(?s:.*?)^(?:end(?: \$\$)?;|\$\$;|return [^;]*;))",

@@ -79,7 +79,7 @@ def test_a_phase_that_cannot_run_is_refused_at_its_insert(
     assert caught.value.sqlstate.startswith("PC")
 
 
-def test_what_a_crontab_may_say_is_taken(conn: Connection) -> None:
+def test_every_form_of_a_crontab_line_is_accepted(conn: Connection) -> None:
     for cron in (
         "*/15 9-17 * * MON-FRI",
         "0 3 1,15 jan-mar 7",
@@ -123,9 +123,7 @@ def test_a_due_time_is_taken_once_by_concurrent_coordinators(
             take(conn, epoch, following, following, following + timedelta(days=1))
 
 
-def test_a_run_that_goes_on_is_waited_for_skipped_or_run_beside(
-    conn: Connection, epoch: int
-) -> None:
+def test_overlap_decides_about_a_due_time_during_a_run(conn: Connection, epoch: int) -> None:
     day = timedelta(days=1)
     add(conn)
     plan(conn, epoch, DUE)
@@ -161,7 +159,7 @@ def test_a_run_that_goes_on_is_waited_for_skipped_or_run_beside(
     }
 
 
-def test_the_end_of_a_run_by_hand_wakes_the_run_that_waits_for_it(
+def test_the_end_of_a_run_by_hand_wakes_the_waiting_run(
     conn: Connection, epoch: int, dsn: str
 ) -> None:
     add(conn, overlap="queue")
@@ -175,7 +173,7 @@ def test_the_end_of_a_run_by_hand_wakes_the_run_that_waits_for_it(
         assert [each.channel for each in listener.notifies(timeout=10, stop_after=1)]
 
 
-def test_what_was_missed_is_run_once_or_not_at_all(conn: Connection, epoch: int) -> None:
+def test_a_missed_due_time_runs_once_or_never(conn: Connection, epoch: int) -> None:
     add(conn)
     plan(conn, epoch, DUE)
     latest = DUE + timedelta(days=5)
@@ -245,7 +243,7 @@ def test_a_feature_that_cannot_be_queued_is_named_until_one_can(
     assert one(conn, "select count(*) as n from planned_features") == {"n": 2}
 
 
-def test_a_feature_can_be_scheduled_as_it_was_planned(conn: Connection, epoch: int) -> None:
+def test_the_object_of_a_planned_feature_can_be_scheduled(conn: Connection, epoch: int) -> None:
     phases = [
         {"phase_number": 1, "prompt_content": "x", "status": "completed"},
         {"phase_number": 2, "prompt_content": "y", "depends_on_phases": [1], "lock": "staging"},
@@ -334,7 +332,7 @@ def test_a_declaration_takes_over_a_schedule_made_by_hand_and_is_not_changed_by_
     assert one(conn, "select name from pgcoord.schedule") == {"name": "own"}
 
 
-def test_a_refused_declaration_is_seen_until_it_is_stored_or_removed(conn: Connection) -> None:
+def test_a_refused_declaration_is_shown_until_accepted_or_removed(conn: Connection) -> None:
     def why() -> str:
         return " / ".join(
             str(each["words"]) for each in conn.execute("select * from pgcoord.why_schedule('a')")
@@ -367,7 +365,7 @@ def test_a_refused_declaration_is_seen_until_it_is_stored_or_removed(conn: Conne
     assert one(conn, logged) == {"n": 2}
 
 
-def test_why_says_of_a_schedule_when_it_is_due_and_why_a_time_was_left_out(
+def test_why_gives_the_due_time_of_a_schedule_and_the_reason_of_a_skipped_time(
     conn: Connection,
 ) -> None:
     def why() -> list[tuple[str, str]]:

@@ -128,7 +128,7 @@ def test_an_upgrade_that_fails_leaves_nothing(empty: str) -> None:
         assert conn.execute("select to_regclass('public.phase_queue')").fetchone() == (None,)
 
 
-def test_an_upgrade_of_a_database_with_work_in_it_keeps_it(dsn: str, conn: Connection) -> None:
+def test_an_upgrade_keeps_the_work_of_the_database(dsn: str, conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1]})
     change(dsn, "update pgcoord.migration set digest = 'x' where name = 'functions'")
     was = conn.execute("select * from phase_queue order by queue_id").fetchall()
@@ -136,13 +136,13 @@ def test_an_upgrade_of_a_database_with_work_in_it_keeps_it(dsn: str, conn: Conne
     assert conn.execute("select * from phase_queue order by queue_id").fetchall() == was
 
 
-def test_a_missing_schema_is_said(empty: str) -> None:
+def test_a_missing_schema_is_reported(empty: str) -> None:
     with pytest.raises(WrongSchema, match="has no pgcoord schema") as caught:
         check(empty)
     assert caught.value.hint == "Run 'pgcoord upgrade'."
 
 
-def test_a_migration_that_was_not_run_is_said(dsn: str) -> None:
+def test_a_missing_migration_is_reported(dsn: str) -> None:
     change(dsn, "delete from pgcoord.migration where name = '0001_tables'")
     with pytest.raises(WrongSchema, match="of another release"):
         check(dsn)
@@ -302,7 +302,7 @@ def test_the_bodies_of_functions_parse(conn: Connection) -> None:
             conn.execute(path.read_bytes())
 
 
-def test_what_people_meet_has_a_comment(conn: Connection) -> None:
+def test_every_public_object_has_a_comment(conn: Connection) -> None:
     ours = f"in {OURS}"
     bare = conn.execute(
         f"""
@@ -450,9 +450,7 @@ WRONG_BY_HAND: Any = [
 ]
 
 
-def test_what_a_superuser_writes_by_hand_is_refused_all_the_same(
-    conn: Connection, epoch: int
-) -> None:
+def test_wrong_rows_written_by_a_superuser_are_refused(conn: Connection, epoch: int) -> None:
     add_feature(conn, {1: [], 2: [], 3: [], 4: []})
     assert len(claim(conn, epoch)) == 3
 

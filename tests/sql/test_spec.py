@@ -72,7 +72,7 @@ def feature_104(conn: Connection) -> int:
     return 104
 
 
-def test_the_example_data_of_6_3_goes_in_as_it_stands(conn: Connection, feature_104: int) -> None:
+def test_the_example_data_of_6_3_is_accepted_unchanged(conn: Connection, feature_104: int) -> None:
     rows = conn.execute(
         "select phase_number, status, issue_number, adw_id, unmet, slot, queue_position, priority"
         " from phase_queue order by phase_number"

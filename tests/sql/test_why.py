@@ -147,7 +147,7 @@ def test_a_missing_prerequisite(conn: Connection) -> None:
     only(conn, queue_id, "missing", "waits for phase 9, which does not exist")
 
 
-def test_a_failed_prerequisite_and_the_phases_that_it_blocks(conn: Connection) -> None:
+def test_a_failed_prerequisite_and_its_blocked_dependents(conn: Connection) -> None:
     feature = add_feature(conn, {1: [], 2: [1], 3: [2], 4: [3]})
     cancel(conn, f"queue-{feature}-1")
     only(conn, f"queue-{feature}-2", "blocked", "waits for phase 1, cancelled")
@@ -240,7 +240,7 @@ def test_ordinals(conn: Connection) -> None:
 
 
 @pytest.mark.parametrize("data", [None, {}, {"title": " ", "prompt_content": ""}])
-def test_a_phase_that_says_nothing(conn: Connection, epoch: int, data: object) -> None:
+def test_a_phase_without_title_and_prompt(conn: Connection, epoch: int, data: object) -> None:
     queue_id = add_phase(conn, add_feature(conn, {}), 1, phase_data=Jsonb(data))
     words = "says nothing of what is to be done: it has neither title nor prompt"
     asked = "select words from pgcoord.why(%s) where kind = 'empty'"

@@ -3,6 +3,7 @@
 The cable is a pair of virtual devices; pulled out, packets are dropped without an error.
 """
 
+import ipaddress
 import os
 import shutil
 import subprocess
@@ -17,14 +18,14 @@ import pytest
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
-HERE, THERE = "10.213.77.1", "10.213.77.2"
-
 
 @dataclass
 class Cable:
-    """What connects this network namespace with another one."""
+    """What connects this network namespace with another one; the addresses of its two ends."""
 
     name: str
+    here: str
+    there: str
 
     def pull(self) -> None:
         ip("link", "set", self.name, "down")
@@ -51,28 +52,32 @@ def cable() -> Iterator[Cable]:
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         pytest.skip(f"a silent network is not tried: no network namespaces: {made.stderr.strip()}")
+    # Of two cables with the same addresses, one would get the packets of the other. These four are
+    # of a network that is for tests of networks, and of this process.
+    network = ipaddress.ip_address("198.18.0.0") + 4 * (os.getpid() % 2**15)
+    cable = Cable(name, str(network + 1), str(network + 2))
     try:
         ip("link", "add", name, "type", "veth", "peer", "name", "there", "netns", name)
-        ip("addr", "add", f"{HERE}/24", "dev", name)
+        ip("addr", "add", f"{cable.here}/30", "dev", name)
         ip("link", "set", name, "up")
-        ip("-n", name, "addr", "add", f"{THERE}/24", "dev", "there")
+        ip("-n", name, "addr", "add", f"{cable.there}/30", "dev", "there")
         ip("-n", name, "link", "set", "there", "up")
-        yield Cable(name)
+        yield cable
     finally:
         ip("netns", "del", name)
 
 
 @contextmanager
-def server_for_both(folder: Path) -> Iterator[EmbeddedPostgres]:
-    """A server that the other machine reaches, too."""
+def server_for_both(folder: Path, cable: Cable) -> Iterator[EmbeddedPostgres]:
+    """A server that the machine at the other end reaches, too."""
     server = EmbeddedPostgres(folder)
     server.start()
     try:
         with psycopg.connect(server.dsn, autocommit=True) as conn:
             schema.upgrade(conn)
-            conn.execute(f"alter system set listen_addresses = '{HERE}'".encode())
+            conn.execute(f"alter system set listen_addresses = '{cable.here}'".encode())
         with (server.server.data / "pg_hba.conf").open("a") as file:
-            file.write(f"host all all {THERE}/32 trust\n")
+            file.write(f"host all all {cable.there}/32 trust\n")
         server.stop()
         server.start()
         yield server

@@ -68,7 +68,7 @@ def make_coordinator(
 
 @contextlib.asynccontextmanager
 async def running(
-    coordinator: Coordinator, *, until_it_leads: bool = True, patience: float = PATIENCE
+    coordinator: Coordinator, *, until_it_leads: bool = True, patience: float = 2 * PATIENCE
 ) -> AsyncIterator[Coordinator]:
     """Run the coordinator until the block ends, then stop it as SIGTERM does."""
     async with asyncio.timeout(patience), asyncio.TaskGroup() as tasks:
@@ -149,6 +149,13 @@ class CoordinatorProcess:
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
+
+    async def until_frozen(self) -> None:
+        """Wait until SIGSTOP has stopped it."""
+        stat = Path(f"/proc/{self.pid}/stat")
+        async with asyncio.timeout(PATIENCE):
+            while stat.read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(0.01)
 
     async def wait(self) -> int:
         """Wait until it has ended, and return its exit status."""
@@ -355,3 +362,13 @@ async def watching(dsn: str) -> AsyncIterator[Watch]:
     ) as conn:
         await conn.execute(f"listen {session.EVENT}".encode())
         yield Watch(conn)
+
+
+@contextlib.asynccontextmanager
+async def holding(dsn: str, statement: str) -> AsyncIterator[Watch]:
+    """Keep a transaction open in which *statement* was executed, until the block ends."""
+    async with watching(dsn) as other:
+        await other.conn.execute("begin")
+        await other.conn.execute(statement.encode())
+        yield other
+        await other.conn.execute("rollback")

@@ -55,30 +55,34 @@ _made: deque[str] = deque()
 
 def make_database(server: str, template: str) -> str:
     """Copy a database and return the copy's DSN; it goes when some more tests have run."""
-    name = f"pgcoord_test_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(server, autocommit=True) as admin:
         while len(_made) >= _KEPT:
-            _drop_oldest(admin)
-        # file_copy: 25 ms; the strategy came with Postgres 15
-        strategy = sql.SQL("strategy file_copy" if admin.info.server_version >= 150000 else "")
-        admin.execute(
-            sql.SQL("create database {} template {} {}").format(
-                sql.Identifier(name), sql.Identifier(template), strategy
-            )
+            drop_database(admin, _made.popleft())
+        _made.append(copy_database(admin, template))
+    return make_conninfo(server, dbname=_made[-1])
+
+
+def copy_database(admin: psycopg.Connection[tuple[Any, ...]], template: str) -> str:
+    """Copy a database and return the copy's name."""
+    name = f"pgcoord_test_{os.getpid()}_{next(_numbers)}"
+    # file_copy: 25 ms; the strategy came with Postgres 15
+    strategy = sql.SQL("strategy file_copy" if admin.info.server_version >= 150000 else "")
+    admin.execute(
+        sql.SQL("create database {} template {} {}").format(
+            sql.Identifier(name), sql.Identifier(template), strategy
         )
-    _made.append(name)
-    return make_conninfo(server, dbname=name)
+    )
+    return name
 
 
 def drop_databases(admin: psycopg.Connection[tuple[Any, ...]]) -> None:
     """Drop the copies that are still there."""
     while _made:
-        _drop_oldest(admin)
+        drop_database(admin, _made.popleft())
 
 
-def _drop_oldest(admin: psycopg.Connection[tuple[Any, ...]]) -> None:
-    name = sql.Identifier(_made.popleft())
-    admin.execute(sql.SQL("drop database if exists {} with (force)").format(name))
+def drop_database(admin: psycopg.Connection[tuple[Any, ...]], name: str) -> None:
+    admin.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
 
 def upgrade(dsn: str, *, roles: bool = False) -> list[str]:

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -117,12 +116,6 @@ def _content(file: IO[bytes]) -> bytes:
 def address_of(program: Program) -> str:
     """Where a `pgcoord serve` is found: host and port."""
     return program.until(r"serving on http://(\S+)")[1]
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Desk:

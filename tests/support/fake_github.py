@@ -29,6 +29,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from support import PATIENCE
+from support.ports import free_port
 
 REPOSITORY = "octo/work"
 TOKEN = "ghs_of_a_test"
@@ -326,8 +327,7 @@ def why_no_prism() -> str | None:
 @contextlib.contextmanager
 def prism(folder: Path, *command: str) -> Iterator[str]:
     """Run Prism on a port of its own until the block ends: mock, or proxy before a server."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     mode, *upstream = command
     arguments = [mode, "-h", "127.0.0.1", "-p", str(port), "-v", "silent"]
     arguments += ["--errors"] if mode == "proxy" else []

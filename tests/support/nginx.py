@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support import PATIENCE
-from support.desk import free_port
+from support.ports import free_port
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
 from support import PATIENCE, serving
 
@@ -30,6 +30,15 @@ async def browsing() -> AsyncIterator[Browser]:
             executable_path=chromium(),
             args=["--no-sandbox", "--disable-gpu", "--renderer-process-limit=1"],
         )
+        make_context = browser.new_context
+
+        async def new_context(**settings: Any) -> BrowserContext:
+            """Make one that has the patience of the tests, for pages and clicks, too."""
+            context = await make_context(**settings)
+            context.set_default_timeout(PATIENCE * 1000)
+            return context
+
+        browser.new_context = new_context  # type: ignore[method-assign]
         try:
             yield browser
         finally:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -11,10 +10,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+from support.ports import free_port
 
 
 class Pooler:
@@ -23,7 +19,7 @@ class Pooler:
     def __init__(self, folder: Path, dsn: str) -> None:
         self.folder = folder
         self._server = conninfo_to_dict(dsn)
-        self._port = _free_port()
+        self._port = free_port()
         self.dsn = make_conninfo(
             host="127.0.0.1",
             port=self._port,
@@ -77,7 +73,7 @@ class Proxy:
     def __init__(self, folder: Path, dsn: str, program: str) -> None:
         self._folder, self._program = folder, program
         self._server = conninfo_to_dict(dsn)
-        self._port = _free_port()
+        self._port = free_port()
         self.dsn = make_conninfo(dsn, host="127.0.0.1", port=self._port)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -107,7 +103,7 @@ class Proxy:
         written = {
             "listen_addresses": "127.0.0.1",
             "port": str(self._port),
-            "pcp_port": str(_free_port()),
+            "pcp_port": str(free_port()),
             "backend_clustering_mode": "streaming_replication",
             "num_init_children": "16",
             "sr_check_period": "0",

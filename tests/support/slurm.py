@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from support.ports import free_port
+
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 
 NODES = ("n1", "n2")
@@ -67,7 +69,7 @@ class Slurm:
 
     def _write_configuration(self) -> None:
         host = socket.gethostname().partition(".")[0]
-        controller, *ports = _free_ports(1 + len(NODES))
+        controller, *ports = (free_port() for _ in range(1 + len(NODES)))
         folder = self.folder
         plugins = Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or "") / "slurm-wlm"
         lines = [
@@ -163,14 +165,6 @@ class Slurm:
     @property
     def _environment(self) -> dict[str, str]:
         return {**os.environ, **self.environment}
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @contextmanager

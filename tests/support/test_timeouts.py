@@ -62,15 +62,18 @@ async def endless(reader):
 WAITING = """
 import pytest
 
-@pytest.mark.timeout(1)
+async def test_that_makes_what_is_shared(reader):
+    pass
+
+@pytest.mark.timeout(2)
 async def test_that_waits(reader):
     await reader.readline()
 
-@pytest.mark.timeout(1)
+@pytest.mark.timeout(2)
 async def test_whose_fixture_waits(silent):
     pass
 
-@pytest.mark.timeout(1)
+@pytest.mark.timeout(2)
 async def test_whose_fixture_waits_in_the_end(endless):
     pass
 
@@ -91,7 +94,7 @@ def test_a_time_out_while_a_failure_is_reported_loses_no_other_test(tmp_path: Pa
 def test_a_time_out_in_an_event_loop_that_tests_share_loses_no_other_test(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(SHARED)
     (tmp_path / "test_some.py").write_text(WAITING)
-    assert "1 failed, 6 passed, 2 errors in" in run_tests(tmp_path)
+    assert "1 failed, 7 passed, 2 errors in" in run_tests(tmp_path)
 
 
 def run_tests(folder: Path) -> str:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.desk import free_port
+from support.ports import free_port
 
 BLOCK_TIMEOUT = 300  # seconds for a block: one of them installs what pgcoord needs
 

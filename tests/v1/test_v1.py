@@ -134,7 +134,7 @@ def test_a_parent_issue_that_no_feature_has_gets_one_that_keeps_the_number(
     assert feature["total_phases"] == 2
 
 
-def test_rows_without_a_parent_are_told_apart_by_their_order(chain: Migrated) -> None:
+def test_rows_without_a_parent_are_distinguished_by_their_order(chain: Migrated) -> None:
     found = phases(chain.dsn, "queue_id like 'q-0-%'")
     requests = {queue_id[:5]: row["feature_id"] for queue_id, row in found.items()}
     assert len(set(requests.values())) == 3
@@ -263,7 +263,7 @@ def test_a_generated_plan_can_be_executed(empty: str) -> None:
     assert (switch["depends_on_phases"], switch["phase_data"]["prompt_content"]) == ([1], "Add …")
 
 
-def test_the_history_says_where_each_came_from(chain: Migrated) -> None:
+def test_the_history_names_the_source_row_of_each_phase(chain: Migrated) -> None:
     where = "select actor, reason from pgcoord.event where kind = '{}' and {}"
     of_phase = rows(chain.dsn, where.format("phase_migrated", "queue_id = 'q-42-2'"))
     assert of_phase == [
@@ -346,7 +346,7 @@ def test_times_without_a_zone_are_read_in_the_one_that_is_stated(
     assert re.match(f"times without a zone are read in {zone or 'UTC'}$", report.lines[0], re.I)
 
 
-def test_a_time_zone_that_is_none_is_refused(empty: str) -> None:
+def test_an_invalid_time_zone_is_refused(empty: str) -> None:
     build(empty, "chain")
     with pytest.raises(InvalidInput, match="no time zone 'Mars/Olympus'"):
         migrate(empty, time_zone="Mars/Olympus")
@@ -476,7 +476,7 @@ def test_members_of_a_wrong_type_are_kept_otherwise(empty: str) -> None:
 
 
 @pytest.mark.scale
-def test_a_status_that_is_none_does_not_run(empty: str) -> None:
+def test_a_row_with_an_invalid_status_does_not_run(empty: str) -> None:
     build(empty, "shipped_v2")
     run(
         empty,
@@ -535,7 +535,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_sqlite_is_read_and_left_as_it_is(empty: str, file: Path) -> None:
+def test_sqlite_is_read_and_left_unchanged(empty: str, file: Path) -> None:
     was = file.read_bytes()
     report = migrate(empty, source=file)
     assert report.lines[0] == "times without a zone are read in UTC"
@@ -637,7 +637,7 @@ def test_roles_given_meanwhile_go_as_well(empty: str) -> None:
 
 
 @pytest.mark.scale
-def test_a_second_time_nothing_happens(empty: str) -> None:
+def test_a_second_migration_changes_nothing(empty: str) -> None:
     build(empty, *DIALECTS["chain"])
     migrate(empty)
     was = contents(empty)
@@ -647,7 +647,7 @@ def test_a_second_time_nothing_happens(empty: str) -> None:
 
 
 @pytest.mark.scale
-def test_it_can_be_done_undone_and_done_again(empty: str) -> None:
+def test_a_migration_can_be_done_undone_and_done_again(empty: str) -> None:
     build(empty, *DIALECTS["chain"])
     first = migrate(empty)
     undo(empty)
@@ -655,7 +655,7 @@ def test_it_can_be_done_undone_and_done_again(empty: str) -> None:
 
 
 @pytest.mark.scale
-def test_a_dry_run_changes_nothing_and_tells_the_same(empty: str) -> None:
+def test_a_dry_run_changes_nothing_and_prints_the_same(empty: str) -> None:
     build(empty, *DIALECTS["chain"])
     was = contents(empty)
     dry = migrate(empty, dry_run=True)
@@ -760,7 +760,7 @@ def test_an_undo_that_dies_at_any_statement_leaves_the_migrated_database(empty: 
 # --- What hangs on the old tables
 
 
-def test_what_hangs_on_the_old_tables_goes_on_and_is_named(empty: str) -> None:
+def test_objects_that_depend_on_the_old_tables_go_on_and_are_named(empty: str) -> None:
     build(empty, *DIALECTS["chain"])
     shown = rows(empty, "select * from open_features order by id")
     report = migrate(empty)
@@ -805,7 +805,7 @@ def test_a_sequence_that_belongs_to_no_column_is_moved_with_its_table(empty: str
     assert contents(empty) == was
 
 
-def test_something_in_the_way_is_named_and_nothing_changed(empty: str) -> None:
+def test_an_object_in_the_way_is_named_and_nothing_changed(empty: str) -> None:
     build(empty, "chain")
     run(empty, "create table phase_queue_claim_idx (n integer)")
     was = contents(empty)
@@ -837,7 +837,7 @@ def undo_migrated(dsn: str, dry_run: bool) -> None:
     undo(dsn, dry_run=dry_run)
 
 
-def test_a_phase_that_ran_stands_in_the_way_back(empty: str, tmp_path: Path) -> None:
+def test_a_phase_that_ran_prevents_an_undo(empty: str, tmp_path: Path) -> None:
     build(empty, *DIALECTS["chain"])
     migrate(empty, adopt=True)
     run(empty, "select pgcoord.complete_phase('q-42-2')")
@@ -848,7 +848,7 @@ def test_a_phase_that_ran_stands_in_the_way_back(empty: str, tmp_path: Path) -> 
 
 
 @pytest.mark.scale
-def test_an_adopted_phase_that_goes_on_does_not(empty: str) -> None:
+def test_an_adopted_phase_that_goes_on_permits_an_undo(empty: str) -> None:
     build(empty, *DIALECTS["chain"])
     was = contents(empty)
     migrate(empty, adopt=True)
@@ -888,7 +888,7 @@ def test_rows_made_after_the_migration_are_named_when_undo_drops_them(empty: str
     ],
 )
 @pytest.mark.scale
-def test_what_people_made_on_our_tables_stands_in_the_way_back(
+def test_objects_that_people_made_on_our_tables_prevent_an_undo(
     empty: str, made: str, named: str
 ) -> None:
     build(empty, *DIALECTS["chain"])
@@ -910,7 +910,7 @@ def nobody(server: str, empty: str) -> Iterator[str]:
         admin.execute(sql.SQL("drop role {0}").format(sql.Identifier(name)))
 
 
-def test_a_user_who_does_not_own_the_tables_is_refused_with_the_owner(
+def test_a_user_without_ownership_of_the_tables_is_refused_with_the_owner(
     empty: str, nobody: str
 ) -> None:
     build(empty, "chain")
@@ -918,7 +918,7 @@ def test_a_user_who_does_not_own_the_tables_is_refused_with_the_owner(
         migrate(nobody)
 
 
-def test_a_user_who_may_not_create_a_schema_is_told(empty: str, nobody: str) -> None:
+def test_a_user_without_create_on_the_database_is_refused(empty: str, nobody: str) -> None:
     build(empty, "schema")
     user = psycopg.conninfo.conninfo_to_dict(nobody)["user"]
     run(
@@ -931,9 +931,7 @@ def test_a_user_who_may_not_create_a_schema_is_told(empty: str, nobody: str) -> 
     assert "create on database" in str(caught.value.hint)
 
 
-def test_the_owner_of_the_tables_who_is_no_superuser_can_migrate_and_undo(
-    empty: str, nobody: str
-) -> None:
+def test_an_owner_without_superuser_can_migrate_and_undo(empty: str, nobody: str) -> None:
     user = psycopg.conninfo.conninfo_to_dict(nobody)["user"]
     name = psycopg.conninfo.conninfo_to_dict(nobody)["dbname"]
     run(
@@ -948,7 +946,7 @@ def test_the_owner_of_the_tables_who_is_no_superuser_can_migrate_and_undo(
     assert contents(empty) == was
 
 
-def test_a_database_without_version_1_is_told_so(empty: str) -> None:
+def test_a_database_without_version_1_is_refused(empty: str) -> None:
     with pytest.raises(NotFound, match="nothing of version 1 in database"):
         migrate(empty)
     with pytest.raises(NotFound, match="nothing of version 1 in database"):
@@ -968,7 +966,7 @@ def test_a_database_that_is_ours_is_left_alone(dsn: str) -> None:
         undo(dsn)
 
 
-def test_a_database_that_is_ours_with_work_in_it_takes_no_other(dsn: str, file: Path) -> None:
+def test_a_database_of_ours_with_work_accepts_no_migration(dsn: str, file: Path) -> None:
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
         add_feature(conn, {1: []})
     with pytest.raises(Refused, match="is pgcoord's already, with 1 feature"):
@@ -999,7 +997,7 @@ def test_upgrade_names_the_command(desk: Desk, empty: str) -> None:
     assert "'pgcoord migrate-v1' takes it over" in result.stderr
 
 
-def test_the_command_tells_within_80_columns(desk: Desk, empty: str) -> None:
+def test_the_output_of_the_command_fits_80_columns(desk: Desk, empty: str) -> None:
     build(empty, *DIALECTS["chain"])
     was = contents(empty)
     dry = desk.say("migrate-v1", "--dry-run")
@@ -1030,7 +1028,7 @@ def test_the_command_tells_within_80_columns(desk: Desk, empty: str) -> None:
         (["--time-zone", "Nowhere", "--from", "here.db"], 5, "there is no time zone 'Nowhere'"),
     ],
 )
-def test_mistakes_are_told_with_a_status_of_their_own(
+def test_each_mistake_has_its_exit_status(
     desk: Desk, arguments: list[str], status: int, words: str
 ) -> None:
     result = desk.call("migrate-v1", *arguments)
@@ -1039,7 +1037,7 @@ def test_mistakes_are_told_with_a_status_of_their_own(
     assert "Traceback" not in result.stderr
 
 
-def test_what_was_queued_in_version_1_is_run(desk: Desk, empty: str) -> None:
+def test_work_queued_in_version_1_is_run(desk: Desk, empty: str) -> None:
     build(empty, *DIALECTS["chain"])
     desk.say("migrate-v1")
     desk.write(
@@ -1118,7 +1116,7 @@ order by f, n
 
 @pytest.mark.scale
 @pytest.mark.timeout(600)
-def test_a_million_rows_are_carried_over_and_it_is_said_how_long_that_took(
+def test_a_million_rows_are_carried_over_and_the_duration_is_printed(
     empty: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build(empty, "chain")
@@ -1153,7 +1151,7 @@ def test_functions_for_reading_and_tables_in_between_are_gone(chain: Migrated) -
     ]  # fmt: skip
 
 
-def test_what_stays_explains_itself(chain: Migrated) -> None:
+def test_remaining_objects_have_comments(chain: Migrated) -> None:
     bare = rows(
         chain.dsn,
         "select c.relname, a.attname"
