@@ -80,9 +80,7 @@ def add_pair(conn: Connection) -> int:
     return int(row["id"])
 
 
-def _walk(
-    conn: Connection, reader: Reader, epoch: int, queue_id: str, end: dict[str, Any]
-) -> None:
+def _walk(conn: Connection, reader: Reader, epoch: int, queue_id: str, end: dict[str, Any]) -> None:
     """Claim a phase, begin its attempt and end it, as the coordinator does."""
     read = reader.read
     read("select * from pgcoord_private.claim_phases(%s)", epoch)
