@@ -1,7 +1,9 @@
 """The floors of the house (docs/design.md, section 3): a module imports downward only."""
 
 import ast
+import importlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +72,16 @@ def test_every_module_imports_downward_only() -> None:
 def test_an_import_against_the_floors_is_found() -> None:
     assert list(imported_by("def f():\n    from pgcoord.http import api\n")) == ["http.api"]
     assert HEIGHTS[room_of("http.api")] > HEIGHTS[room_of("coordination.supervision")]
+
+
+def test_every_module_can_be_imported() -> None:
+    """Many are imported only when something needs them, which may be days after the start."""
+    elsewhere = "macos" if sys.platform == "linux" else "linux"
+    for path in sorted((ROOT / "pgcoord").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[-1] == elsewhere:
+            continue
+        importlib.import_module(".".join(parts).removesuffix(".__init__"))
 
 
 def test_the_documents_name_existing_files_and_tests() -> None:

@@ -65,6 +65,7 @@ class Context:
 
     dsn: str
     state: Path
+    embedded: "EmbeddedPostgres | None" = None  # the server at dsn
 
 
 def make_context(surroundings: Surroundings, dsn: str | None) -> Context:
@@ -76,7 +77,8 @@ def make_context(surroundings: Surroundings, dsn: str | None) -> Context:
     named = named_dsn(surroundings, dsn)
     if named is not None:
         return Context(named, state)
-    return Context(make_server(surroundings).dsn, state)
+    server = make_server(surroundings)
+    return Context(server.dsn, state, server)
 
 
 def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":

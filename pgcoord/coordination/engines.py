@@ -29,10 +29,6 @@ from pgcoord.errors import CannotStart, InvalidConfiguration, NotNow, StaleAttem
 from pgcoord.messages import jobs as spool
 from pgcoord.messages import plain_files
 from pgcoord.runs import logs
-from pgcoord.runs.job import REFUSED
-from pgcoord.runs.ray import Ray
-from pgcoord.runs.slurm import Slurm
-from pgcoord.runs.templates import Commands
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +99,24 @@ class _Unusable:
         return None
 
 
+def _slurm(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
+    from pgcoord.runs.slurm import Slurm
+
+    return Slurm(options=settings.get("options", ()), environment=environment)
+
+
+def _command(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
+    from pgcoord.runs.templates import Commands
+
+    return Commands(settings, environment)
+
+
+def _ray(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
+    from pgcoord.runs.ray import Ray
+
+    return Ray(settings, environment)
+
+
 def _kubernetes(settings: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
     """Make the engine of a Kubernetes pool; its client, an extra, is imported only here."""
     try:
@@ -113,14 +127,13 @@ def _kubernetes(settings: Mapping[str, Any], environment: Mapping[str, str]) -> 
     return Kubernetes(settings, environment)
 
 
-# By launcher: makes the engine of a pool from its settings and the coordinator's environment.
+# By launcher: makes the engine of a pool from its settings and the coordinator's environment. Each
+# imports its engine, as most coordinators have none.
 LAUNCHERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], Engine]] = {
-    "slurm": lambda settings, environment: Slurm(
-        options=settings.get("options", ()), environment=environment
-    ),
-    "command": Commands,
+    "slurm": _slurm,
+    "command": _command,
     "kubernetes": _kubernetes,
-    "ray": Ray,
+    "ray": _ray,
 }
 
 
@@ -481,10 +494,14 @@ class EngineSupervision(Supervision):
     def update(self, attempt: OpenAttempt) -> None:
         """Note that the job has begun; end it if *attempt* requires it."""
         super().update(attempt)
-        if attempt.started and not self._begun:
+        if attempt.started:
+            self._note_begin()
+        self._news.set()
+
+    def _note_begin(self) -> None:
+        if not self._begun:
             self._begun = True
             log_move(self.assignment, "ready", "running", f"its job {self.name} began")
-        self._news.set()
 
     async def go_on(self) -> None:
         """Continue an attempt that another coordinator left, and supervise it to its end.
@@ -717,8 +734,10 @@ class EngineSupervision(Supervision):
                 request.get("node"),
             )
         )
-        self._begun |= answer.code is None
-        return answer.reason if answer.code else None
+        if answer.code:
+            return answer.reason
+        self._note_begin()
+        return None
 
     async def _believe_the_engine(self) -> bool:
         """Apply the engine's last answer to this job; return whether the attempt has ended."""
@@ -764,6 +783,8 @@ class EngineSupervision(Supervision):
                 return False
             return True
         await self._copy_log(at_once=True)
+        from pgcoord.runs.job import REFUSED
+
         # `REFUSED` is the status of a copy that ran nothing, so not that of the one that began.
         statuses = (each.exit_status for each in listed if each.exit_status != REFUSED)
         status = next((each for each in statuses if each is not None), None)
@@ -857,6 +878,8 @@ def engine_messages(folder: Path) -> str:
     lines = text.replace("\0", "").splitlines()[-5:]
     if not lines and (folder / ORDER).exists():
         lines = [f"the node wrote nothing to {folder}: is that folder shared with it?"]
+    elif "SyntaxError" in text and "/job.sh" in text:
+        lines.append("job.sh was given to python3: it is a program to run as it is, or by sh")
     elif "SyntaxError" in text:  # of the wrapper, whose first statement an older one does not know
         lines.append("the python3 of the node is older than 3.8, or none")
     return "".join(f"\n{line}" for line in lines)

@@ -32,7 +32,6 @@ from pgcoord.database.rows import TakenReport
 from pgcoord.database.work import Assignment, Move, OpenAttempt
 from pgcoord.errors import CannotStart, CoordError, InvalidConfiguration, InvalidInput, NotNow
 from pgcoord.messages.signing import NotSigned
-from pgcoord.runs import worktree
 
 logger = logging.getLogger(__name__)
 
@@ -265,6 +264,8 @@ class Supervision:
         arguments = _judged(workflow.arguments(values), workflow, self._check, travels=travels)
         if workflow.worktree is None:
             return arguments
+        from pgcoord.runs import worktree
+
         resolver = self._resolver_of(workflow)
         resolve = None
         if resolver:
@@ -491,7 +492,11 @@ async def judgement_of(
 
     After a failed attempt that is what `retry_prompt` makes of *prompt*.
     """
-    not_run = worktree.NOT_RUN if workflow.worktree else None
+    not_run = None
+    if workflow.worktree:
+        from pgcoord.runs import worktree
+
+        not_run = worktree.NOT_RUN
     name, error = await claims.judgement(conn, attempt, not_run)
     if error and workflow.asks_again(attempt.attempt):
         prompt = workflow.prompt_after(error, prompt)

@@ -5,13 +5,13 @@ feature and `Refused` when its state does not allow the action.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import psycopg
 from psycopg.types.json import Jsonb
 
 from pgcoord.actions import Action
+from pgcoord.database._record import Record
 from pgcoord.database._sql import (
     Connection,
     columns_of,
@@ -66,8 +66,7 @@ async def perform(
     return None if action.returns == "nothing" else result
 
 
-@dataclass(frozen=True)
-class Acted:
+class Acted(Record):
     """A phase after an action on several; `refused`: why it was not done to this one.
 
     `status` is None if there is no such phase.

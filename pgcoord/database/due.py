@@ -3,17 +3,16 @@
 The one rule: one Python function for each SQL function; each refuses who does not lead any more.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from psycopg.types.json import Jsonb
 
+from pgcoord.database._record import Record
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
 from pgcoord.database.schedules import Run
 
 
-@dataclass(frozen=True)
-class ToDo:
+class ToDo(Record):
     """A schedule that is due since `next_at`; None for one of which that is to be computed.
 
     `now` is the time of the database.
@@ -26,16 +25,14 @@ class ToDo:
     now: datetime
 
 
-@dataclass(frozen=True)
-class Undeclared:
+class Undeclared(Record):
     """A schedule of the configuration that could not be stored, and why."""
 
     name: str
     error: str
 
 
-@dataclass(frozen=True)
-class Rest:
+class Rest(Record):
     """Seconds until the next schedule is due (None: none is), and whether a run waits."""
 
     due_in: float | None

@@ -5,17 +5,16 @@ imports: each class of rows takes time at its start.)
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from psycopg.rows import scalar_row
 
+from pgcoord.database._record import Record
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, refusals
 
 
-@dataclass(frozen=True)
-class HistoryEvent:
+class HistoryEvent(Record):
     """One event of the log."""
 
     id: int
@@ -32,8 +31,7 @@ class HistoryEvent:
     reason: str | None
 
 
-@dataclass(frozen=True)
-class Measures:
+class Measures(Record):
     """The gauges of /metrics.
 
     `phases` counts by state, `pools` are rows of the view; `notification_queue_usage` is 0 to 1.
@@ -46,8 +44,7 @@ class Measures:
     notification_queue_usage: float
 
 
-@dataclass(frozen=True)
-class EndedAttempt:
+class EndedAttempt(Record):
     """The durations of an ended attempt; only a phase's first attempt has `waited_seconds`."""
 
     workflow: str | None

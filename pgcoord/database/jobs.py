@@ -5,15 +5,14 @@ refuses.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from pgcoord.database._record import Record
 from pgcoord.database._sql import ERRORS, Connection, columns_of, fetch_row, fetch_value
 from pgcoord.database.claims import End
 from pgcoord.errors import CoordError
 
 
-@dataclass(frozen=True)
-class JobAnswer:
+class JobAnswer(Record):
     """The answer to a job: accepted, or refused for `reason` with the SQLSTATE `code`."""
 
     code: str | None

@@ -3,17 +3,16 @@
 The one rule: one Python function for each SQL function.
 """
 
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from pgcoord.database._record import Record
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_value
 
 
-@dataclass(frozen=True)
-class Notice:
+class Notice(Record):
     """The notice that is due to a target.
 
     If none is due, `id` is None and `due_in` holds the seconds until the next.

@@ -4,11 +4,11 @@ The one rule: rows contain times, never ages. So two queries return equal rows u
 changes them, and the panel renders a page again only then.
 """
 
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
 from pgcoord.database import reads
+from pgcoord.database._record import Record
 from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_rows, fetch_value
 from pgcoord.database.actions import WORDED
 from pgcoord.database.history import HistoryEvent
@@ -18,8 +18,7 @@ from pgcoord.errors import NotFound
 NO_SUCH_PHASE = "'pgcoord status' and the overview show those that exist."
 
 
-@dataclass(frozen=True)
-class Installation:
+class Installation(Record):
     """The state of the whole installation: pause, leader, slots."""
 
     paused_at: datetime | None
@@ -30,8 +29,7 @@ class Installation:
     limit: int  # phases that may run at once
 
 
-@dataclass(frozen=True)
-class HeldSlot:
+class HeldSlot(Record):
     """A slot, the attempt that holds it, if any, and how long its phase takes, where that is known.
 
     `free_at`: its expected end.
@@ -62,8 +60,7 @@ class HeldSlot:
     free_at: datetime | None
 
 
-@dataclass(frozen=True)
-class InLine:
+class InLine(Record):
     """A phase that waits only for a free slot."""
 
     queue_id: str
@@ -76,8 +73,7 @@ class InLine:
     pool: str
 
 
-@dataclass(frozen=True)
-class Backlog:
+class Backlog(Record):
     """Numbers of queued phases: waiting for a slot, for other phases, a pause, a retry, a yes."""
 
     in_line: int
@@ -87,8 +83,7 @@ class Backlog:
     for_approval: int
 
 
-@dataclass(frozen=True)
-class Attention:
+class Attention(Record):
     """A phase that needs attention.
 
     `kind`: failed, missing, workflow, gate, quiet, later, slow or locked.
@@ -110,8 +105,7 @@ class Attention:
     blocks: list[int] | None
 
 
-@dataclass(frozen=True)
-class Costs:
+class Costs(Record):
     """What a feature has cost, and may cost, in US dollars; `limit` is None without a budget."""
 
     limit: float | None
@@ -128,8 +122,7 @@ class Costs:
         return sum((each.tokens_in or 0) + (each.tokens_out or 0) for each in self.by_workflow)
 
 
-@dataclass(frozen=True)
-class FeatureRow:
+class FeatureRow(Record):
     """A row of the list of features.
 
     `missing`, `unknown`: a phase that can never start, as one that it needs does not exist, or no
@@ -164,8 +157,7 @@ class FeatureRow:
         return (self.counts or {}).get(status, 0)
 
 
-@dataclass(frozen=True)
-class Described:
+class Described(Record):
     """A feature's description, and the phases of its plan, as submit_feature accepts them."""
 
     description: str | None
@@ -173,8 +165,7 @@ class Described:
     origin_id: int | None
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(Record):
     """The forecast of the end of a feature or of all, and the critical path (phase numbers).
 
     `runs`: the number of past attempts that the forecast is based on.
@@ -189,8 +180,7 @@ class Finish:
     latest: datetime | None
 
 
-@dataclass(frozen=True)
-class Forecast:
+class Forecast(Record):
     """The layer of a phase in its feature's graph, and the forecast of its start and end."""
 
     phase_number: int
@@ -202,8 +192,7 @@ class Forecast:
     latest: datetime | None
 
 
-@dataclass(frozen=True)
-class TreePhase:
+class TreePhase(Record):
     """A phase in the tree of its feature.
 
     `reasons`: some of the `all_reasons` why it waits, in words. `ending`: why its process has to be
@@ -234,8 +223,7 @@ class TreePhase:
         return "skipped" if self.skipped else self.status
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(Record):
     """One attempt on the timeline; a phase without an attempt has one span without its times."""
 
     phase_number: int
@@ -249,8 +237,7 @@ class Span:
     outcome: str | None
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(Record):
     """A phase with all columns of its page."""
 
     queue_id: str
@@ -287,8 +274,7 @@ class Phase:
     environment: dict[str, str] | None
 
 
-@dataclass(frozen=True)
-class Neighbour:
+class Neighbour(Record):
     """A prerequisite, or a dependent, of a phase; `status` is None if it does not exist."""
 
     phase_number: int
@@ -299,8 +285,7 @@ class Neighbour:
     skipped: bool
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(Record):
     """The change that an action would make to a phase.
 
     `to_status` is None where it would be refused; `words` say why. Number, title and `from_status`
@@ -542,8 +527,7 @@ async def phase(conn: Connection, queue_id: str) -> Phase:
     return row
 
 
-@dataclass(frozen=True)
-class EditablePhase:
+class EditablePhase(Record):
     """The columns of a phase that people edit. `workflow`: the one that it names, None for the
     default one. `version` changes with each change of these.
     """
@@ -588,8 +572,7 @@ async def may_delete(conn: Connection) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Duration:
+class Duration(Record):
     """An attempt that has ended, and how long it took."""
 
     queue_id: str
@@ -690,8 +673,7 @@ async def history(
     )
 
 
-@dataclass(frozen=True)
-class Since:
+class Since(Record):
     """The numbers of events since one that was seen; `latest`: the id of the last event of all."""
 
     latest: int
@@ -758,8 +740,7 @@ async def preview_several(
     )
 
 
-@dataclass(frozen=True)
-class FoundPhase:
+class FoundPhase(Record):
     """A phase that a search has found; *skipped*: completed, though not run to its end."""
 
     queue_id: str
@@ -793,8 +774,7 @@ async def found_phases(
     )
 
 
-@dataclass(frozen=True)
-class MoreSlots:
+class MoreSlots(Record):
     """How many slots a pool has now, and how many phases would start at once with more."""
 
     now: int
@@ -825,22 +805,3 @@ async def workflows(conn: Connection) -> tuple[list[str], bool]:
         conn, "select exists (select from pgcoord.workflow where is_default)"
     )
     return names, default
-
-
-async def login_has_ended(conn: Connection, digest: str) -> bool:
-    """Return whether the log-in of the panel with this digest was ended."""
-    return bool(
-        await fetch_value(
-            conn,
-            "select exists (select from pgcoord_private.ended_login where digest = %s)",
-            digest,
-        )
-    )
-
-
-async def end_login(conn: Connection, digest: str, until: int) -> None:
-    """End a log-in of the panel, whose cookies expire at *until*; forget those that have expired.
-
-    *until*: seconds since 1970.
-    """
-    await fetch_value(conn, "select pgcoord_private.end_login(%s, %s)", digest, until)

@@ -3,14 +3,13 @@
 The one rule: one Python function for each SQL function.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
+from pgcoord.database._record import Record
 from pgcoord.database._sql import Connection, columns_of, fetch_row, refusals
 
 
-@dataclass(frozen=True)
-class FeatureToPlan:
+class FeatureToPlan(Record):
     """The columns of a feature that its plan is made from."""
 
     title: str

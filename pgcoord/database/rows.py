@@ -1,19 +1,18 @@
 """The rows that the SQL functions and views return to readers, actions and reports.
 
-The one rule: one dataclass for each type of row, its fields named and ordered as the columns. Those
-of a coordinator are in work.py: defining the classes takes a tenth of the time of `pgcoord status`.
+The one rule: one class for each type of row, its fields named and ordered as the columns. Those of
+a coordinator are in work.py.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pgcoord.database._record import Record
 from pgcoord.database._sql import ERRORS
 from pgcoord.errors import CoordError
 
 
-@dataclass(frozen=True)
-class Leader:
+class Leader(Record):
     """The coordinator that leads."""
 
     epoch: int
@@ -23,8 +22,7 @@ class Leader:
     lead_at: datetime
 
 
-@dataclass(frozen=True)
-class LeadBlocker:
+class LeadBlocker(Record):
     """A session whose lock keeps every coordinator from the lead, and the SQL that ends it."""
 
     words: str
@@ -34,8 +32,7 @@ class LeadBlocker:
         return f"{self.words} (end it: {self.remedy})"
 
 
-@dataclass(frozen=True)
-class Feature:
+class Feature(Record):
     """A feature, with its state and counts derived from its phases."""
 
     id: int
@@ -53,8 +50,7 @@ class Feature:
     max_cost_usd: float | None
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(Record):
     """What the attempts of a workflow have cost in a feature, in US dollars and tokens."""
 
     feature_id: int
@@ -65,8 +61,7 @@ class Cost:
     tokens_out: int | None
 
 
-@dataclass(frozen=True)
-class BoardPhase:
+class BoardPhase(Record):
     """A phase as the board shows it.
 
     `since`: the time at which its state began. `waiting_for`: why it does not run, in words.
@@ -91,8 +86,7 @@ class BoardPhase:
     skipped: bool
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(Record):
     """A slot and the phase that holds it, if any; `job` and `node` are of an engine's job.
 
     `waits_for`: why that waits, or what this machine lacks to start a process.
@@ -111,8 +105,7 @@ class Slot:
     waits_for: str | None
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(Record):
     """A pool, and how many of its slots are held.
 
     One that is not `declared` was taken out of the configuration: its phases run to their end.
@@ -126,8 +119,7 @@ class Pool:
     draining: int
 
 
-@dataclass(frozen=True)
-class Reason:
+class Reason(Record):
     """One reason for the state of a phase; `refers_to` names what it depends on, if anything."""
 
     kind: str
@@ -135,8 +127,7 @@ class Reason:
     refers_to: str | None
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Attempt(Record):
     """One try at a phase, without its secret. SQL: tables pgcoord.attempt and pgcoord.result."""
 
     number: int
@@ -163,8 +154,7 @@ class Attempt:
     result: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(Record):
     """One result of the checkup; `level` is ok, warn or fail, `remedy` the advice unless ok."""
 
     kind: str
@@ -173,8 +163,7 @@ class Finding:
     remedy: str | None
 
 
-@dataclass(frozen=True)
-class TakenReport:
+class TakenReport(Record):
     """The result of a report: accepted, or refused for `reason` with the SQLSTATE `code`."""
 
     code: str | None

@@ -4,18 +4,17 @@ The one rule: one Python function for each SQL function or view.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from psycopg.types.json import Jsonb
 
+from pgcoord.database._record import Record
 from pgcoord.database._sql import Connection, columns_of, fetch_rows, fetch_value
 from pgcoord.errors import NotFound
 
 
-@dataclass(frozen=True)
-class Schedule:
+class Schedule(Record):
     """A schedule, and what became of its latest due time: a row of pgcoord.schedules."""
 
     name: str
@@ -77,8 +76,7 @@ class Schedule:
         return f"{at:%Y-%m-%d %H:%M %Z}"
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Record):
     """What became of one due time: a row of pgcoord.schedule_run."""
 
     schedule: str
@@ -88,8 +86,7 @@ class Run:
     reason: str | None
 
 
-@dataclass(frozen=True)
-class Refused:
+class Refused(Record):
     """A schedule of pgcoord.toml that is not stored, why, and since when."""
 
     name: str
@@ -97,8 +94,7 @@ class Refused:
     at: datetime
 
 
-@dataclass(frozen=True)
-class Why:
+class Why(Record):
     """A reason why a schedule does not run, or when it does."""
 
     kind: str

@@ -4,14 +4,15 @@ recorded.
 The one rule is that of rows.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from pgcoord.database._record import Record
 
-@dataclass(frozen=True)
-class Lead:
+
+class Lead(Record):
     """The coordinator that leads: this one (`led`) or another; all None if none does."""
 
     led: bool
@@ -23,16 +24,14 @@ class Lead:
         return "nobody" if self.pid is None else f"process {self.pid} on {self.host}"
 
 
-@dataclass(frozen=True)
-class ServerTimeline:
+class ServerTimeline(Record):
     """The WAL timeline of a server; of two with the same `system`, the higher one is newer."""
 
     system: int | None
     timeline: int | None
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(Record):
     """An attempt whose process may be alive, with all columns that its supervision needs."""
 
     attempt_id: int
@@ -63,8 +62,7 @@ class Assignment:
         return f"{self.queue_id} (attempt {self.attempt}, {self.adw_id})"
 
 
-@dataclass(frozen=True)
-class DeclaredPool:
+class DeclaredPool(Record):
     """A pool as a coordinator declared it; `settings` are the keys of its launcher."""
 
     name: str
@@ -72,16 +70,14 @@ class DeclaredPool:
     settings: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Unclaimable:
+class Unclaimable(Record):
     """A phase whose claim failed with *error*, and which is set aside for a while."""
 
     queue_id: str
     error: str
 
 
-@dataclass(frozen=True)
-class OpenAttempt:
+class OpenAttempt(Record):
     """The changing part of an `Assignment`.
 
     `ended`: the workflow has reported the end. `ending`: why the process has to be ended (None: it
@@ -96,8 +92,7 @@ class OpenAttempt:
     ended_seconds_ago: float | None
 
 
-@dataclass(frozen=True)
-class Claimed:
+class Claimed(Record):
     """The result of recording ends and claiming what follows, in one transaction.
 
     `answers`: for each end, in order, what was recorded; None if it has to be recorded by itself.
@@ -108,15 +103,13 @@ class Claimed:
     claimed: list[Assignment] | None
 
 
-@dataclass(frozen=True)
-class Recorded:
+class Recorded(Record):
     """An end that is recorded; `answer` as pgcoord_private.record_end returns it."""
 
     answer: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(Record):
     """A transition of a phase, as the event log has it."""
 
     from_status: str
@@ -124,8 +117,7 @@ class Move:
     reason: str | None
 
 
-@dataclass(frozen=True)
-class Intent:
+class Intent(Record):
     """Whether to create the issue now (`posts`), search for it by `key`, or use `number`.
 
     `wait_seconds`: repeat the search after that.
@@ -138,16 +130,14 @@ class Intent:
     wait_seconds: float | None
 
 
-@dataclass(frozen=True)
-class Hold:
+class Hold(Record):
     """A suspension of requests to GitHub: its seconds, and whether phases start meanwhile."""
 
     wait_seconds: float
     optional: bool
 
 
-@dataclass(frozen=True)
-class GitHubTask:
+class GitHubTask(Record):
     """The next GitHub task. If none is due, `id` is None and `due_in` holds the seconds until it.
 
     `due_in` is None if there is none at all.
@@ -167,8 +157,7 @@ class GitHubTask:
     due_in: float | None
 
 
-@dataclass(frozen=True)
-class NextWork:
+class NextWork(Record):
     """The work of a coordinator before it waits, and its reasons not to wait for long.
 
     `changed`: the open ones of the attempts that it asked for. `due_in`: seconds until the next

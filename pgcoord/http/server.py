@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
@@ -41,7 +42,7 @@ async def serving(
         access_log=False,
         server_header=False,
         date_header=False,
-        ws="websockets-sansio",
+        ws=_web_socket,  # type: ignore[arg-type]
         ws_per_message_deflate=False,  # many small messages: compression costs more than it saves
         ws_max_size=65_536,
         timeout_keep_alive=30,
@@ -55,6 +56,13 @@ async def serving(
         state.feed.close()
         server.stop()
         await served
+
+
+def _web_socket(**given: Any) -> asyncio.Protocol:
+    """Return uvicorn's protocol of a WebSocket; the first one imports it."""
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+    return WebSocketsSansIOProtocol(**given)
 
 
 def _compressing(app: ASGIApp) -> ASGIApp:

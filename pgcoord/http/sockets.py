@@ -9,9 +9,11 @@ from pgcoord.errors import CannotStart
 def bind(host: str, port: int) -> socket.socket:
     """Bind *host* and *port*; port 0 binds any free port. Raises `CannotStart`."""
     name = f"[{host}]" if ":" in host else host
+    # For a str, Python imports the tables of IDNA, which take 1 MB.
+    plain = host.encode() if host.isascii() else host
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            plain, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

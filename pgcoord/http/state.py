@@ -1,32 +1,34 @@
 """State shared by the request handlers: connection pool, event feed, permissions, coordinator.
 
-A handler gets it with `state_of(request)`. The planner and the metrics are imported when a request
-needs them: most coordinators plan nothing.
+A handler gets it with `state_of(request)`. The planner, the metrics and the templates are imported
+when a request needs them: most coordinators plan nothing.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import jinja2
 import psycopg
 from starlette.requests import HTTPConnection, Request
 
 from pgcoord import assets
 from pgcoord.coordination.coordinator import Coordinator
-from pgcoord.database import panel
+from pgcoord.database import logins
 from pgcoord.database._sql import Connection
 from pgcoord.errors import CoordError
 from pgcoord.http.access import Access
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database, Kind, until_disconnected
+from pgcoord.http.refusals import Refusals
 from pgcoord.http.security import COOKIE, Sessions, actor_of
 
 if TYPE_CHECKING:
+    import jinja2
+
     from pgcoord.http.metrics import Metrics
     from pgcoord.planner.planning import FeaturePlanner, Planned
 
@@ -43,6 +45,7 @@ class AppState:
     coordinator: Coordinator
     make_planner: "Callable[[], FeaturePlanner]"
     repository: str | None = None  # URL of the repository, for links to issues and pull requests
+    refusals: Refusals = field(default_factory=Refusals)
     obstacle: str | None = "starting"  # why the coordinator cannot work yet
     readiness_check: asyncio.Task[str | None] | None = None  # shared by concurrent /readyz requests
 
@@ -66,8 +69,10 @@ class AppState:
         return Sessions(self.access)
 
     @cached_property
-    def templates(self) -> jinja2.Environment:
+    def templates(self) -> "jinja2.Environment":
         """The templates of the panel; they escape all values."""
+        import jinja2
+
         return jinja2.Environment(
             loader=jinja2.FileSystemLoader(assets.WEB / "templates"),
             autoescape=True,
@@ -99,7 +104,7 @@ class AppState:
         """
         try:
             async with self.database.connection() as conn:
-                return await panel.login_has_ended(conn, login)
+                return await logins.login_has_ended(conn, login)
         except (psycopg.Error, CoordError) as error:
             logger.debug("cannot look whether a log-in was ended: %s", error)
             return False
@@ -109,7 +114,7 @@ class AppState:
         login = self.sessions.login_of(request.cookies.get(COOKIE))
         if login:
             async with self.acting(request) as conn:
-                await panel.end_login(conn, *login)
+                await logins.end_login(conn, *login)
 
     async def plan(self, request: Request, feature_id: int) -> "Planned":
         """Plan a feature and store its plan as the sender of *request*; see `plan_stored`."""

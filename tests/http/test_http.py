@@ -176,6 +176,25 @@ async def test_a_browser_gets_errors_as_pages(site: Site) -> None:
     assert plain.json()["reason"] == "there is nothing at /nothing"
 
 
+async def test_a_new_server_answers_a_page_that_was_open_before(dsn: str, tmp_path: Path) -> None:
+    async with (
+        served(dsn, tmp_path, leads=False) as site,
+        site.client.stream("GET", "/?live=0.1") as stream,
+    ):
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert await anext(stream.aiter_lines()) == "event: live"
+
+
+async def test_a_new_server_refuses_a_wrong_method_before_its_first_page(
+    dsn: str, tmp_path: Path
+) -> None:
+    async with served(dsn, tmp_path, leads=False) as site:
+        answer = await site.client.post("/healthz")
+        assert (answer.status_code, "GET" in answer.headers["allow"]) == (405, True)
+        page = await site.client.get("/healthz/none", headers={"accept": "text/html"})
+        assert (page.status_code, page.headers["content-type"][:9]) == (404, "text/html")
+
+
 async def test_a_name_with_nul_is_accepted_without_the_nul(locked: Site, conn: Connection) -> None:
     add_feature(conn, {1: []})
     await locked.client.post("/login", data={"token": TOKEN, "name": "A\0nn"})

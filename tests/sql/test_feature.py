@@ -604,7 +604,7 @@ def test_every_function_takes_and_returns_types_of_each_client(conn: Connection)
         "select p.proname as name from pg_proc as p where p.pronamespace = 'pgcoord'::regnamespace"
         " and (p.prorettype = 'void'::regtype or 'integer'::regtype = any (p.proargtypes))"
     ).fetchall()
-    assert [row["name"] for row in found] == ["exit_attempt"]  # which the wrapper of a job calls
+    assert [row["name"] for row in found] == ["exit_attempt"]  # for jobs, which write their own SQL
 
 
 def test_a_feature_of_this_very_transaction_gets_its_phases_under_any_isolation(

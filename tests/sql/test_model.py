@@ -798,6 +798,7 @@ class Coordination(RuleBasedStateMachine):
             self.model.paused = action == "pause"
         else:
             self.model.features[feature].paused = action == "pause"
+        self.claim()  # which few histories would do before the next resumption
 
     @precondition(some_feature)
     @rule(pick=PICKS, cancel=st.booleans())

@@ -396,15 +396,21 @@ def _position(version: int) -> str:
 
 
 class Live:
-    """All screens of a server. Call `run` once; the feed is followed while there are viewers."""
+    """All screens of a server; *tasks* runs those with viewers, and follows the feed for them."""
 
-    def __init__(self, feed: Feed, reading: Reading, templates: jinja2.Environment) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        reading: Reading,
+        templates: jinja2.Environment,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
         self.templates = templates
         self.closed = False
         self._feed = feed
         self._reading = reading
         self._screens: dict[str, Screen] = {}
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks = tasks
         self._running: dict[str, asyncio.Task[None]] = {}
 
     @asynccontextmanager
@@ -469,14 +475,14 @@ class Live:
             if not any(each.viewers for each in self._screens.values()):
                 self._end(_FOLLOWING)
 
-    async def run(self) -> None:
-        """Run the tasks of all screens until cancelled."""
-        async with asyncio.TaskGroup() as self._tasks:
-            await asyncio.Event().wait()
+    def close(self) -> None:
+        """Cancel the tasks of all screens."""
+        self.closed = True
+        for name in [*self._running]:
+            self._end(name)
 
     def _begin(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if name not in self._running and not self.closed:
-            assert self._tasks is not None
             self._running[name] = self._tasks.create_task(work())
 
     def _end(self, name: str) -> None:

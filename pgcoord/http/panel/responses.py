@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from pgcoord.errors import CoordError, DatabaseUnusable, InvalidInput, InvalidPlan, Locked, NotFound
-from pgcoord.http.errors import answer_error, answer_http, http_reason
+from pgcoord.http.errors import answer_error, http_reason
 from pgcoord.http.panel import format
 from pgcoord.http.panel.live import Live, Tail, View
 from pgcoord.http.proxy import prefix_of
@@ -75,6 +75,8 @@ def error_page(handler: Handler) -> Handler:
                 context["title"] = "Another session has locked it"
             elif plain.status_code == 503:
                 context |= {"title": "The database does not answer", "away": True}
+                if fault := state_of(request).coordinator.server_fault:
+                    context["error"] = ErrorView("The database does not answer", fault)
                 if not acts:
                     context["again"] = request.url.path
             page = render_page(request, "error.html", plain.status_code, **context)
@@ -85,11 +87,8 @@ def error_page(handler: Handler) -> Handler:
     return answer
 
 
-async def answer_http_error(request: Request, error: Exception) -> Response:
-    """Answer Starlette's own HTTP errors, as a page if the client accepts HTML, else as the API."""
-    assert isinstance(error, HTTPException)
-    if "text/html" not in request.headers.get("accept", "") or request.method == "HEAD":
-        return await answer_http(request, error)
+def http_error_page(request: Request, error: HTTPException) -> Response:
+    """Return one of Starlette's own HTTP errors as a page."""
     reason = http_reason(request, error)
     context = {
         "error": ErrorView("Refused", f"{reason[0].upper()}{reason[1:]}"),

@@ -25,7 +25,7 @@ from pgcoord.database import panel
 from pgcoord.database.history import HistoryEvent
 from pgcoord.database.states import ENDED
 from pgcoord.errors import InvalidInput, NotFound
-from pgcoord.http.login import local
+from pgcoord.http import login
 from pgcoord.http.panel import actions, edit, format, several
 from pgcoord.http.panel import phase as phase_pages
 from pgcoord.http.panel import plan as plan_pages
@@ -45,8 +45,11 @@ from pgcoord.http.proxy import prefix_of
 from pgcoord.http.state import AppState, state_of
 
 
-def make_live(state: AppState) -> Live:
-    """Return the screens for *state*, after adding the filters and globals of their templates."""
+def make_live(state: AppState, tasks: asyncio.TaskGroup) -> Live:
+    """Return the screens for *state*, after adding the filters and globals of their templates.
+
+    *tasks* runs those that have viewers.
+    """
     state.templates.filters.update(format.FILTERS)
     state.templates.globals.update(
         states=format.STATES,
@@ -60,7 +63,7 @@ def make_live(state: AppState) -> Live:
         here="",
         seen="",
     )
-    return Live(state.feed, state.database.connection, state.templates)
+    return Live(state.feed, state.database.connection, state.templates, tasks)
 
 
 def _link(state: AppState, kind: str, number: int) -> Markup:
@@ -113,7 +116,7 @@ async def looked(request: Request) -> Response:
 @error_page
 async def zone(request: Request) -> Response:
     """Set the browser's cookie to show times in UTC, or delete it; redirect to `next`."""
-    answer = RedirectResponse(local(request.query_params.get("next", "/")), 303)
+    answer = RedirectResponse(login.local(request.query_params.get("next", "/")), 303)
     if request.query_params.get("zone") == "UTC":
         keep(request, answer, ZONE, "UTC")
     else:
@@ -225,6 +228,7 @@ _FEATURE = "/features/{feature_id}"
 _SCHEDULE = "/schedules/{schedule}"
 
 routes: list[BaseRoute] = [
+    *login.routes,
     Route("/", overview),
     Route("/looked", looked),
     Route("/zone", zone),
