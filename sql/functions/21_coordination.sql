@@ -7,7 +7,7 @@ select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as
     a.pid, a.process_started, a.started_at is not null as started, a.ended_at is not null as ended, a.ending,
     case when a.ended_at is not null then greatest(extract(epoch from clock_timestamp() - a.ended_at), 0)::float8 end
         as ended_seconds_ago, a.slot, a.pool,
-    exists (select from pgcoord.result as r where r.feature_id = p.feature_id) as has_inputs,
+    exists (select from pgcoord.result as r where r.feature_id = p.feature_id offset 0) as has_inputs,    -- (never hashed whole)
     p.phase_data -> 'environment' as environment
 from pgcoord.attempt as a
     join public.phase_queue as p using (queue_id)
