@@ -876,7 +876,8 @@ def _in_time(folder: str) -> Iterator[None]:
 def engine_messages(folder: Path) -> str:
     """Return the last lines of engine.log in *folder*, each after a newline; "" if none.
 
-    The engine or the wrapper writes there; the wrapper's come last, as they tell more. Adds a likely cause if one is known. Blocks on I/O.
+    The engine or the wrapper writes there; the wrapper's come last, as they tell more. Adds a
+    likely cause if one is known. Blocks on I/O.
     """
     try:
         text = plain_files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
