@@ -27,7 +27,7 @@ from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
 from pgcoord.database.work import Assignment
-from pgcoord.errors import CoordError, DatabaseUnusable, Locked, Refused
+from pgcoord.errors import CoordError, DatabaseUnusable, Locked, Refused, message_of
 from pgcoord.http.access import Access
 from pgcoord.http.sockets import url_of
 
@@ -326,7 +326,7 @@ async def serve(
     web = WebServer(dsn, coordinator, listening_socket, access, make_planner)
 
     async def work() -> None:
-        await _await_server(dsn, stopping, web)
+        await _await_server(dsn, coordinator, stopping, web)
         if not stopping.is_set():
             await coordinator.run()
 
@@ -362,7 +362,9 @@ def _reconfigure(coordinator: Coordinator, read_anew: Callable[[], Configuration
         logger.warning("effective only after a restart: %s", ", ".join(later))
 
 
-async def _await_server(dsn: str, stopping: asyncio.Event, web: WebServer) -> None:
+async def _await_server(
+    dsn: str, coordinator: Coordinator, stopping: asyncio.Event, web: WebServer
+) -> None:
     """Block until the database is usable, or *stopping* is set; retry with back-off.
 
     Has /readyz say the reason meanwhile. Raises `DatabaseUnusable` for an error that a
@@ -386,10 +388,13 @@ async def _await_server(dsn: str, stopping: asyncio.Event, web: WebServer) -> No
             refused = refused + 1 if error.sqlstate is None and await web.database_answers() else 0
             if refused == 3:
                 raise only_one_connection(error) from None
-            web.note_obstacle(str(error))
+            reason = await coordinator.unless_stopped(coordinator.start_server(error))
+            if reason is None:
+                continue
+            web.note_obstacle(message_of(reason))
             seconds = backoff.next()
-            level = logging.DEBUG if backoff.repeats(str(error)) else logging.WARNING
-            logger.log(level, "trying again in %.2f s: %s", seconds, error)
+            level = logging.DEBUG if backoff.repeats(str(reason)) else logging.WARNING
+            logger.log(level, "trying again in %.2f s: %s", seconds, message_of(reason))
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await stopping.wait()

@@ -146,7 +146,10 @@ def start(ctx: typer.Context, as_json: AsJson = False) -> None:
 
 
 def stop(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Stop it. Running processes continue; the next coordinator takes them over."""
+    """Stop it until it is started by hand. Running processes continue.
+
+    A coordinator that runs waits until 'pgcoord db start', and continues then.
+    """
     server = existing_server(surroundings_of(ctx))
     how = "is stopped" if server.stop() else "was stopped already"
     words = f"the embedded Postgres in {server.state} {how}"

@@ -69,7 +69,7 @@ class WebServer:
         github = self._coordinator.configuration.github
         self._state = AppState(
             database=Database(self._dsn),
-            feed=Feed(self._dsn),
+            feed=Feed(self._dsn, lambda: self._coordinator.server_fault),
             access=self._access,
             coordinator=self._coordinator,
             make_planner=self._make_planner,

@@ -380,6 +380,7 @@ def _coordinator(
         runs_folder=runs_folder,
         environment=surroundings.environment,
         report_url=f"{url}/api/v1/workflow-complete" if url else None,
+        embedded=context.embedded,
     )
 
 

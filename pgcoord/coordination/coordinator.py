@@ -24,6 +24,7 @@ from pgcoord.configuration.model import Configuration
 from pgcoord.coordination.ends import Ends
 from pgcoord.coordination.engines import Engines, EngineSupervision
 from pgcoord.coordination.housekeeping import keep_house
+from pgcoord.coordination.keeper import Keeper
 from pgcoord.coordination.launching import Launcher
 from pgcoord.coordination.leadership import Leadership
 from pgcoord.coordination.retrying import Fact, Retrying, Stopped
@@ -40,6 +41,7 @@ from pgcoord.runs.local import LocalLauncher
 if TYPE_CHECKING:
     from pgcoord.coordination.issues import Issues
     from pgcoord.coordination.notices import Notices
+    from pgcoord.database.embedded import EmbeddedPostgres
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +74,13 @@ class Coordinator:
         environment: Mapping[str, str],
         host: str | None = None,
         report_url: str | None = None,
+        embedded: "EmbeddedPostgres | None" = None,
     ) -> None:
         """Launch into folders below *runs_folder*, on the machine *host* (None: its host name).
 
         A process gets the variables of *environment* that its workflow lists, and reports to
-        *report_url*. Raises `InvalidConfiguration` when the credentials for GitHub are missing.
+        *report_url*. *embedded*: the server at *dsn*, to be started again when it is gone. Raises
+        `InvalidConfiguration` when the credentials for GitHub are missing.
         """
         self.host = host or socket.gethostname()
         self.configuration = configuration
@@ -85,6 +89,7 @@ class Coordinator:
         self.report_url = report_url
         self.issues = self._make_issues()
         self._dsn = dsn
+        self._keeper = Keeper(embedded) if embedded else None
         self.runs_folder = runs_folder.resolve()
         self._stopping = asyncio.Event()
         self._draining = False
@@ -160,6 +165,18 @@ class Coordinator:
         self._declares_anew = True
         self._leadership.wake()
 
+    async def start_server(self, error: DatabaseUnusable) -> CoordError | None:
+        """Start the embedded server again if *error* is that it is gone; None: connect at once.
+
+        Else return why the database cannot be used.
+        """
+        return await self._keeper.start(error) if self._keeper else error
+
+    @property
+    def server_fault(self) -> str | None:
+        """Why the embedded server is not up, as far as known; None for another server."""
+        return self._keeper.fault if self._keeper else None
+
     @property
     def led(self) -> bool:
         """Whether this coordinator ever led."""
@@ -227,6 +244,8 @@ class Coordinator:
         while not self._has_finished:
             try:
                 async with self._leadership.session():
+                    if self._keeper:
+                        self._keeper.note_up()
                     while not self._has_finished:
                         if await self._stand_by():
                             await self._lead()
@@ -236,7 +255,8 @@ class Coordinator:
             except DatabaseUnusable as error:
                 if not self._leadership.leader and refused_for_good(error):
                     raise
-                await self._retrying.pause(self._backoff, error)
+                if reason := await self.unless_stopped(self.start_server(error)):
+                    await self._retrying.pause(self._backoff, reason)
             except (CoordError, psycopg.Error, OSError) as error:  # or one row's triggers refuse
                 await self._retrying.pause(self._backoff, error)
             except Exception:

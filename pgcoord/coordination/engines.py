@@ -494,10 +494,14 @@ class EngineSupervision(Supervision):
     def update(self, attempt: OpenAttempt) -> None:
         """Note that the job has begun; end it if *attempt* requires it."""
         super().update(attempt)
-        if attempt.started and not self._begun:
+        if attempt.started:
+            self._note_begin()
+        self._news.set()
+
+    def _note_begin(self) -> None:
+        if not self._begun:
             self._begun = True
             log_move(self.assignment, "ready", "running", f"its job {self.name} began")
-        self._news.set()
 
     async def go_on(self) -> None:
         """Continue an attempt that another coordinator left, and supervise it to its end.
@@ -730,8 +734,10 @@ class EngineSupervision(Supervision):
                 request.get("node"),
             )
         )
-        self._begun |= answer.code is None
-        return answer.reason if answer.code else None
+        if answer.code:
+            return answer.reason
+        self._note_begin()
+        return None
 
     async def _believe_the_engine(self) -> bool:
         """Apply the engine's last answer to this job; return whether the attempt has ended."""
@@ -743,9 +749,7 @@ class EngineSupervision(Supervision):
         live = [each for each in listed if each.state is not EngineState.ENDED]
         if live:
             self._quiet_since = None
-            await self._note(
-                live[0].job, live[0].words if live[0].state is EngineState.WAITING else None
-            )
+            await self._note(live[0].job, self._waits_for(live[0]))
             return False
         if self._quiet_since is None:
             self._quiet_since = now()
@@ -754,6 +758,15 @@ class EngineSupervision(Supervision):
         if now() - self._quiet_since < patience or watch.asked_at < self._quiet_since:
             return False
         return await self._conclude_without_report(listed)
+
+    def _waits_for(self, listed: ListedJob) -> str | None:
+        """Return why the job has not begun, in words; None if it has."""
+        if listed.state is EngineState.WAITING:
+            return listed.words
+        if self._begun:
+            return None
+        node = f" on {listed.node}" if listed.node else ""
+        return f"it started{node}, and nothing is heard of it yet"
 
     async def _conclude_without_report(self, listed: Sequence[ListedJob]) -> bool:
         """Conclude on a job that the engine does not list as alive, and that reported no end.
@@ -863,15 +876,19 @@ def _in_time(folder: str) -> Iterator[None]:
 def engine_messages(folder: Path) -> str:
     """Return the last lines of engine.log in *folder*, each after a newline; "" if none.
 
-    The engine or the wrapper writes there. Adds a likely cause if one is known. Blocks on I/O.
+    The engine or the wrapper writes there; the wrapper's come last, as they tell more. Adds a
+    likely cause if one is known. Blocks on I/O.
     """
     try:
         text = plain_files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
     except OSError:
         text = ""
     lines = text.replace("\0", "").splitlines()[-5:]
+    lines.sort(key=lambda line: line.startswith("pgcoord: "))
     if not lines and (folder / ORDER).exists():
         lines = [f"the node wrote nothing to {folder}: is that folder shared with it?"]
+    elif "SyntaxError" in text and "/job.sh" in text:
+        lines.append("job.sh was given to python3: it is a program to run as it is, or by sh")
     elif "SyntaxError" in text:  # of the wrapper, whose first statement an older one does not know
         lines.append("the python3 of the node is older than 3.8, or none")
     return "".join(f"\n{line}" for line in lines)

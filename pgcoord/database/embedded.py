@@ -13,6 +13,7 @@ import pwd
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import time
@@ -32,6 +33,14 @@ SOCKET = f".s.PGSQL.{PORT}"
 LONGEST_SOCKET = 103  # bytes: what macOS allows; Linux allows 107
 TIMEOUT = 120  # seconds: recovery, or the checkpoint of a shutdown, may take long
 PAUSE = 0.1  # seconds between two checks, as in pg_ctl
+PATIENCE = 5  # seconds from SIGQUIT to SIGKILL, as a server has with its own processes
+
+# The variables of the caller that the server gets. Not its secrets, which phases could read there;
+# nor PG…: its PGCLIENTENCODING, say, would become the default of every client.
+PASSED_ON = (
+    *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+)
 
 CONFIGURATION = """
 # pgcoord: clients come by the unix socket, from whoever may enter its folder (mode 0700).
@@ -118,6 +127,9 @@ class EmbeddedPostgres:
         self._folder = (self.state / "postgres").resolve()
         self._data = self._folder / "data"
         self._log = self._folder / "log"
+        # Exists while the server shall run. Its removal says otherwise, since that needs no room.
+        self._wanted = self._folder / "wanted"
+        self._kept_socket: Path | None = None
         digest = hashlib.sha256(os.fsencode(self._data)).hexdigest()[:16]
         self._name = f"pgcoord_{digest}"
 
@@ -170,28 +182,45 @@ class EmbeddedPostgres:
             identity = self._identity()
             self._make_folders(identity)
             with self._turn() as lock:
-                if moved := self.moved_from:
-                    logger.warning("%s was moved while its Postgres ran: starting it anew", moved)
-                    self._shut_down()
-                if self.running():
-                    return False
-                if not self._data.exists():
-                    self._create(identity, lock)
-                self._check_version()
-                self._make_private(self._socket_place(), identity)
-                self._launch(identity)
-        logger.info("started the embedded Postgres in %s", self._folder)
-        return True
+                self._wanted.touch()
+                started = self._start(identity, lock)
+        if started:
+            logger.info("started the embedded Postgres in %s", self._folder)
+        return started
+
+    def start_again(self) -> bool:
+        """Start the server, which was up and is gone; as `start`, but never create anything.
+
+        Raises `DatabaseUnusable` if `stop` has stopped it since the last `start`.
+        """
+        with _explained(self.state):
+            if not self._data.exists():
+                raise CannotStart(
+                    f"the data of the embedded Postgres are gone from {self._folder}",
+                    hint="If the folder was moved, stop this coordinator, and start one there.",
+                )
+            with self._turn():
+                if not self._wanted.exists():
+                    raise DatabaseUnusable(
+                        f"the embedded Postgres in {self.state} was stopped by 'pgcoord db stop'",
+                        hint="'pgcoord db start' starts it.",
+                    )
+                started = self._start(self._identity(), None)
+        if started:
+            logger.warning("the embedded Postgres in %s was gone: started it again", self._folder)
+        return started
 
     def stop(self) -> bool:
         """Stop the server by a fast shutdown; return False if it was not running.
 
-        Blocks until it is gone. Raises `DatabaseUnusable` when it still runs after 120 seconds.
+        Blocks until it is gone. It stays stopped until somebody calls `start`. Raises
+        `DatabaseUnusable` when it still runs after 120 seconds.
         """
         with _explained(self.state):
             if not self._data.exists():
                 return False
             with self._turn():
+                self._wanted.unlink(missing_ok=True)
                 if not self._occupied():
                     return False
                 self._shut_down()
@@ -287,6 +316,24 @@ class EmbeddedPostgres:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file.fileno()
 
+    def _start(self, identity: _Identity, lock: int | None) -> bool:
+        """Start the server unless it runs; create its cluster, with the *lock* of this turn.
+
+        Without *lock*, only start what exists.
+        """
+        if moved := self.moved_from:
+            logger.warning("%s was moved while its Postgres ran: starting it anew", moved)
+            self._shut_down()
+        if started := not self.running():
+            if lock is not None and not self._data.exists():
+                self._create(identity, lock)
+            self._check_version()
+            self._make_private(self._socket_place(), identity)
+            self._launch(identity)
+        # Clients were told of this place: a later start by us, in any environment, keeps it.
+        self._kept_socket = self.server.socket
+        return started
+
     def _create(self, identity: _Identity, lock: int) -> None:
         """Create the cluster in a temporary folder and rename it, so that it is never partial.
 
@@ -316,22 +363,42 @@ class EmbeddedPostgres:
             )
 
     def _launch(self, identity: _Identity) -> None:
-        """Start the server, within `TIMEOUT` s, waiting for remains of an earlier one."""
-        deadline = time.monotonic() + TIMEOUT
+        """Start the server, within `TIMEOUT` s, once the remains of an earlier one are gone."""
+        began = time.monotonic()
         while True:
             start_of_log = self._log.stat().st_size if self._log.exists() else 0
+            said = ""
             if self._occupied():
                 # Started by a caller that was killed since: it recovers still, or shuts down.
                 if self.running():
                     return
-            elif self._run(identity, "pg_ctl", *self._start_arguments()).returncode == 0:
-                return
+            else:
+                completed = self._run(identity, "pg_ctl", *self._start_arguments())
+                if completed.returncode == 0:
+                    return
+                said = completed.stdout
+            passed = time.monotonic() - began
             output = self._log_since(start_of_log)
-            # Backends that outlive a killed server go when they notice, or when their query ends.
             orphans = "pre-existing shared memory block" in output
-            if not (orphans or self._occupied()) or time.monotonic() > deadline:
-                raise self._failure("does not start", output)
+            if orphans:
+                self._end_orphans(signal.SIGQUIT if passed < PATIENCE else signal.SIGKILL)
+            occupied = self._occupied()
+            if not (orphans or occupied) or passed > TIMEOUT:
+                what = "runs and does not answer" if occupied else "does not start"
+                raise self._failure(what, output or said)
             time.sleep(PAUSE)
+
+    def _end_orphans(self, number: int) -> None:
+        """Signal the backends of a killed server that are busy: idle ones have ended themselves.
+
+        No other server starts while one is there, and its work is of no use to anybody: it loses
+        its client with the next thing that it does.
+        """
+        for pid, command in _processes():
+            if command.startswith(f"postgres: {self._name}: ") and self._is_ours(pid):
+                logger.warning("ends process %d of the killed server: %s", pid, command)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def _start_arguments(self) -> tuple[str, ...]:
         """Return the arguments for pg_ctl, quoted, as it inserts them unquoted in a shell command.
@@ -362,8 +429,7 @@ class EmbeddedPostgres:
     def _run(
         self, identity: _Identity, program: str, *arguments: str, keep: tuple[int, ...] = ()
     ) -> subprocess.CompletedProcess[str]:
-        # PG…: the caller's PGCLIENTENCODING, say, would become the default of every client
-        environment = {key: value for key, value in os.environ.items() if key[:2] != "PG"}
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         return subprocess.run(
             [*identity.prefix, str(self.binaries.directory / program), *arguments],
             cwd=self._folder,
@@ -404,6 +470,8 @@ class EmbeddedPostgres:
 
     def _socket_place(self) -> Path:
         """Choose the socket's folder: in the state folder, or elsewhere if that path is unfit."""
+        if self._kept_socket:
+            return self._kept_socket
         bases = (os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR"))
         usable = [Path(each) for each in bases if each and os.access(each, os.W_OK | os.X_OK)]
         short = [each / self._name for each in usable]
@@ -524,6 +592,19 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _processes() -> Iterator[tuple[int, str]]:
+    """Yield the pid and the command line of each process."""
+    if Path("/proc/self/cmdline").exists():
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended
+                command = (process / "cmdline").read_text(encoding="utf-8", errors="replace")
+                yield int(process.name), command.strip("\0 ")
+        return
+    for line in _output_of("ps", "-axww", "-o", "pid=,command=").splitlines():
+        pid, _, command = line.strip().partition(" ")
+        yield int(pid), command
 
 
 def _command(pid: int) -> str:

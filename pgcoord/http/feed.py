@@ -14,7 +14,7 @@ import json
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -259,8 +259,10 @@ class Subscription(Mailbox[Message]):
 class Feed:
     """The event feed of one database. Call `run` once; it connects while there are subscribers."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, explain: Callable[[], str | None] = lambda: None) -> None:
+        """*explain*: why the server is not up, where that is known."""
         self._dsn = dsn
+        self._explain = explain
         self.state: Connected | None = None  # None without subscribers
         self._position: Position | None = None
         self._snapshot: Snapshot | None = None
@@ -303,7 +305,7 @@ class Feed:
                 reason = message_of(error)
                 logger.warning("events cannot be followed: %s", reason)
                 # The further lines of libpq's message are guesses.
-                first = str(error).strip().partition("\n")[0].strip()
+                first = self._explain() or str(error).strip().partition("\n")[0].strip()
                 self._set_connected(live=False, reason=first)
                 await asyncio.sleep(backoff.next())
             except Exception as error:
@@ -413,11 +415,11 @@ class Feed:
             self._receiving.discard(subscription)
 
     def _set_connected(self, *, live: bool, reason: str | None = None) -> None:
-        """Store whether the feed is live; send a message when that changed."""
+        """Store whether the feed is live; send a message when that, or the reason, has changed."""
         was = self.state
         self.interruptions += not live
         self.state = Connected(live, was.as_of if was and not live else _now(), reason)
-        if live != (was.live if was else True):
+        if (live, reason) != ((was.live, was.reason) if was else (True, None)):
             for subscription in (*self._receiving, *self._joining):
                 subscription.put(self.state)
 

@@ -25,6 +25,7 @@ async def readyz(request: Request) -> Response:
     state = state_of(request)
     obstacle = state.obstacle or await _check_database(state)
     if obstacle:
+        obstacle = state.coordinator.server_fault or obstacle
         return Json({"ready": False, "reason": obstacle}, 503)
     # Fails as well when other requests hold all connections.
     async with state.database.connection() as conn:

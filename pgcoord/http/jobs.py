@@ -49,10 +49,12 @@ async def _answer(request: Request, act: jobs.Act) -> Response:
                 record = state.coordinator.record_and_claim
                 answer = await jobs.answer_exit(conn, attempt_id, signed, record)
     except CoordError as error:
-        logger.warning("the job of attempt %d is refused to %s: %s", attempt_id, act, error)
+        words = f"the job of attempt {attempt_id} is refused to {act}"
         if isinstance(error, NotSigned):
+            state.refusals.warn(request, act, words, str(error))
             # A node whose clock is off learns the time, and signs once more.
             return refusal(*status_of(error), str(error), now=time.time())
+        logger.warning("%s: %s", words, error)
         raise
     return Json(answer)
 

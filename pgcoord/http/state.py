@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from pgcoord.errors import CoordError
 from pgcoord.http.access import Access
 from pgcoord.http.feed import Feed
 from pgcoord.http.pool import Database, Kind, until_disconnected
+from pgcoord.http.refusals import Refusals
 from pgcoord.http.security import COOKIE, Sessions, actor_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class AppState:
     coordinator: Coordinator
     make_planner: "Callable[[], FeaturePlanner]"
     repository: str | None = None  # URL of the repository, for links to issues and pull requests
+    refusals: Refusals = field(default_factory=Refusals)
     obstacle: str | None = "starting"  # why the coordinator cannot work yet
     readiness_check: asyncio.Task[str | None] | None = None  # shared by concurrent /readyz requests
 

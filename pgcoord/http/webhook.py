@@ -1,7 +1,5 @@
 """POST /workflow-complete: the report of a workflow, taken when its signature is valid."""
 
-import logging
-
 import psycopg
 from psycopg_pool import PoolTimeout, TooManyRequests
 from starlette.exceptions import HTTPException
@@ -17,8 +15,6 @@ from pgcoord.http.responses import Json, read_body
 from pgcoord.http.state import state_of
 from pgcoord.messages import report
 from pgcoord.messages.signing import Signed
-
-logger = logging.getLogger(__name__)
 
 _HEADERS = (
     "webhook-id",
@@ -36,7 +32,7 @@ async def workflow_complete(request: Request) -> Response:
         answer = await _take(request)
     except (CoordError, HTTPException, psycopg.Error, PoolTimeout, TooManyRequests) as error:
         _, result = status_of(error)
-        logger.warning("a report was refused: %s", error)
+        state_of(request).refusals.warn(request, "report", "a report was refused", str(error))
         webhooks.labels(result).inc()
         raise
     webhooks.labels("repeated" if answer.repeated else "taken").inc()

@@ -15,7 +15,27 @@ begin
     return old;
 end $$;
 
--- Refuse (PC002) to truncate the table while a phase holds a slot: its process would run on unseen.
+-- Refuse (PC002) to delete the attempt of a phase that holds a slot: the phase would run for ever. One that goes with its
+-- phase, which is gone by then, is deleted.
+create or replace function pgcoord_private.guard_attempt_delete() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_status text;
+    v_slot smallint;
+begin
+    select status, slot into v_status, v_slot from public.phase_queue
+    where queue_id = old.queue_id and attempt = old.number and slot is not null;
+    if found then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s is %s and holds slot %s: its attempt %s cannot be deleted', old.queue_id, v_status, v_slot, old.number),
+            hint = 'Cancel the phase first: pgcoord.cancel_phase(queue_id, reason).';
+    end if;
+    return old;
+end $$;
+
+-- Refuse (PC002) to truncate phases or attempts while a phase holds a slot: its process would run on unseen.
 create or replace function pgcoord_private.guard_phase_truncate() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -28,7 +48,7 @@ begin
     if found then
         raise exception using
             errcode = 'PC002',
-            message = format('phase %s is %s and holds a slot: phase_queue cannot be truncated', v_queue_id, v_status),
+            message = format('phase %s is %s and holds a slot: %s cannot be truncated', v_queue_id, v_status, tg_relid::regclass),
             hint = 'Cancel what runs first: pgcoord.cancel_phase(queue_id, reason).';
     end if;
     return null;

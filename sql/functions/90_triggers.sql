@@ -121,7 +121,7 @@ create or replace trigger planned_features_delete_logs after delete on public.pl
     referencing old table as old_rows
     for each statement execute function pgcoord_private.log_deleted_features();
 
--- --- pgcoord.attempt: UPDATE, DELETE
+-- --- pgcoord.attempt: UPDATE, DELETE, TRUNCATE
 
 -- Refuse an end that nobody knows.
 create or replace trigger attempt_end_guards before update of ending, outcome on pgcoord.attempt
@@ -130,6 +130,12 @@ create or replace trigger attempt_end_guards before update of ending, outcome on
 -- Notify the coordinators that a process must be ended.
 create or replace trigger attempt_ending_tells after update of ending on pgcoord.attempt
     for each row execute function pgcoord_private.tell_ending();
+
+-- Refuse to delete the attempt of a phase that holds a slot, and to truncate while a phase holds one.
+create or replace trigger attempt_delete_guards before delete on pgcoord.attempt
+    for each row execute function pgcoord_private.guard_attempt_delete();
+create or replace trigger attempt_truncate_guards before truncate on pgcoord.attempt
+    for each statement execute function pgcoord_private.guard_phase_truncate();
 
 -- Notify the coordinators that a process must be ended whose attempt was deleted.
 create or replace trigger attempt_delete_tells after delete on pgcoord.attempt

@@ -132,6 +132,9 @@ comment on column pgcoord_private.stranded.kind is 'missing (a prerequisite does
 comment on column pgcoord_private.stranded.words is 'The fault, in words.';
 comment on column pgcoord_private.stranded.refers_to is 'Number of the phase, or name of the workflow, that does not exist.';
 
+-- (Listed, since the loop would find the text above only in the next run.)
+comment on column pgcoord_private.standstill.words is 'The phases that need a person, with their faults.';
+
 comment on column pgcoord.attention.kind is
     'failed, missing (a prerequisite does not exist), workflow (no coordinator knows it), unclaimable (the database refuses its claim), later (returned again and again for an hour), slow (runs much longer than usual) or locked (another session''s lock delays it).';
 comment on column pgcoord.attention.feature is 'Title of the feature.';

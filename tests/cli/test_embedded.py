@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from support.database import kill_server, upgrade
 from support.desk import Desk
 
 from pgcoord.database.embedded import SOCKET, Binaries, EmbeddedPostgres, find_binaries
-from pgcoord.errors import CannotStart
+from pgcoord.errors import CannotStart, DatabaseUnusable
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 START = """
@@ -388,33 +387,67 @@ def test_a_stop_signals_no_stranger(
 
 @needs_proc
 @pytest.mark.scale
-def test_a_start_waits_for_a_busy_backend_of_a_killed_server(
-    stopped: EmbeddedPostgres, tmp_path: Path
+@pytest.mark.parametrize("how", ["busy", "frozen"])
+def test_it_ends_a_backend_that_outlives_a_killed_server(
+    stopped: EmbeddedPostgres, how: str
 ) -> None:
     stopped.start()
-    # Until a start has found it there.
-    released = stopped.server.data / "released"
-    busy = (
-        f"do $$ begin while (pg_stat_file('{released}', true)).size is null loop end loop; end $$"
-    )
+    ask(stopped, "create table kept as select 1 as one")
     with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=stopped.server.data) as bystander,
         closing(psycopg.connect(stopped.dsn, autocommit=True)) as conn,
-        ThreadPoolExecutor(1) as thread,
     ):
-        conn.pgconn.send_query(busy.encode())
+        conn.pgconn.send_query(b"do $$ begin delete from kept; loop end loop; end $$")
         backend = conn.info.backend_pid
         query = f"select count(*) from pg_stat_activity where pid = {backend} and state = 'active'"
         wait_until(lambda: ask(stopped, query))
+        if how == "frozen":
+            os.kill(backend, signal.SIGSTOP)
         os.kill(postmaster_of(stopped), signal.SIGKILL)
-        starting = thread.submit(stopped.start)
-        words = "pre-existing shared memory block"
-        try:
-            wait_until(lambda: starting.done() or words in stopped.server.log.read_text())
-            assert not starting.done()
-        finally:
-            released.touch()
-        assert starting.result()
-    assert ask(stopped, "select 1") == 1
+        assert stopped.start()
+        assert bystander.poll() is None
+    assert "pre-existing shared memory block" in stopped.server.log.read_text()
+    assert ask(stopped, "select one from kept") == 1
+
+
+def test_what_was_stopped_is_not_started_again_until_somebody_starts_it(
+    stopped: EmbeddedPostgres,
+) -> None:
+    stopped.start()
+    assert not stopped.start_again()
+    stopped.stop()
+    with pytest.raises(DatabaseUnusable, match="was stopped by 'pgcoord db stop'"):
+        stopped.start_again()
+    stopped.start()
+    kill_server(stopped)
+    assert stopped.start_again()
+
+
+def test_a_start_again_keeps_the_socket_that_clients_know(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = make(tmp_path / ("long" * 20) / ".pgcoord")
+    embedded.start()
+    known = embedded.dsn
+    other = make(embedded.state)
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert not other.start()
+    kill_server(embedded)
+    (embedded.server.data / "postmaster.pid").unlink()  # as after `pg_ctl stop`
+    assert other.start_again()
+    assert other.dsn == known
+    assert ask(other, "select 1") == 1
+
+
+@needs_proc
+def test_the_server_gets_no_secrets_of_the_caller(
+    stopped: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUILD_SECRET", "whsec_c2VjcmV0")
+    stopped.start()
+    given = Path(f"/proc/{postmaster_of(stopped)}/environ").read_bytes()
+    assert b"PATH=" in given
+    assert b"BUILD_SECRET" not in given
 
 
 @pytest.mark.parametrize(

@@ -501,11 +501,10 @@ def test_serve_imports_only_what_it_does(desk: Desk) -> None:
     assert {"uvicorn", "starlette"} <= modules
 
 
-def test_serve_says_how_to_start_an_embedded_server_that_was_killed(bare_desk: Desk) -> None:
-    serve = bare_desk.start("serve")
+def test_serve_says_what_to_do_when_the_schema_was_dropped(desk: Desk, conn: Connection) -> None:
+    serve = desk.start("serve")
     serve.until("leading")
-    postgres = bare_desk.folder / ".pgcoord" / "postgres" / "data" / "postmaster.pid"
-    os.kill(int(postgres.read_text().splitlines()[0]), signal.SIGKILL)
-    serve.until(r"trying again in .* \(It is embedded: 'pgcoord db start' starts it")
-    bare_desk.say("db", "start")
-    serve.until(r"leading \(lead 2\)")
+    conn.execute("drop schema pgcoord_private cascade")
+    conn.execute("notify pgcoord_wake")
+    serve.until(r'"pgcoord_private" does not exist \(\'pgcoord doctor\' says what is wrong')
+    assert "rules of the tables" in desk.call("doctor").stdout

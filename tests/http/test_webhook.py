@@ -378,6 +378,20 @@ async def test_a_signature_that_is_not_valid_is_401(
             assert deliveries(conn) == []
 
 
+async def test_a_flood_of_wrong_signatures_is_a_line_in_the_log(
+    site: Site, running: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"queue_id": running, "status": "completed"}
+    for path in ("/workflow-complete", "/attempts/1/begin"):
+        for number in range(20):
+            headers = {"webhook-id": f"m{number}", "webhook-signature": "v1,AAAA"}
+            answer = await site.client.post(path, json=body, headers=headers)
+            assert answer.status_code == 401
+    first, second = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert first.startswith("a report was refused (from 127.0.0.1): ")
+    assert second.startswith("the job of attempt 1 is refused to begin (from 127.0.0.1): ")
+
+
 async def test_one_of_several_signatures_is_enough(
     site: Site, conn: Connection, running: str
 ) -> None:

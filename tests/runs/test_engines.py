@@ -28,6 +28,7 @@ from pgcoord.configuration.model import Pool
 from pgcoord.coordination import engines, housekeeping, supervision
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.launching import EngineState, ListedJob
+from pgcoord.runs import job
 
 # As in test_contract.py, and shorter: this engine answers at once.
 HURRIED = {
@@ -132,6 +133,43 @@ async def test_a_job_whose_submission_a_failover_lost_is_found_at_its_engine(
         await job.exit(watch.conn)
         await watch.until_statuses("completed")
     assert engine.asked["submit"] == 1
+
+
+async def test_a_job_that_runs_and_has_not_asked_to_begin_is_named(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        job.seen = replace(job.seen, state=EngineState.RUNNING, node="node1")
+        words = "it started on node1, and nothing is heard of it yet"
+        await watch.until_found(
+            f"select from pgcoord.why('queue-1-1') where words ~ ', job 1: {words}$'"
+        )
+        await job.begin(watch.conn)
+        await watch.until_found(
+            "select from pgcoord.why('queue-1-1') where words ~ '^runs since .* on node1, job 1$'"
+        )
+
+
+async def test_a_begin_by_the_folder_is_logged_once(
+    dsn: str,
+    tmp_path: Path,
+    engine: FakeEngine,
+    watch: Watch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        given = (await submitted(watch, engine)).order.content
+        message = {"act": "begin", "attempt": given["attempt"], "copy": "a"}
+        assert job.Job(job.Order(dict(given)))._spool("begin-a.json", message)
+        await watch.until_statuses("running")
+        await until_it_ends(Path(given["folder"]) / "begun-a.json", "}")
+        await watch.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_statuses("cancelled")
+    assert len(re.findall("queue-1-1 ready → running: .* began", caplog.text)) == 1
 
 
 @pytest.mark.scale
@@ -349,19 +387,38 @@ async def test_a_job_that_comes_as_the_queries_for_no_job_end_is_asked_for(
         await watch.until_statuses("failed")
 
 
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("loading modules\npython3: not found\n", "python3: not found\nloading modules"),
+        (
+            "pgcoord: it runs nothing: no answer\nslurmstepd: no such socket\n",
+            "pgcoord: it runs nothing: no answer\nslurmstepd: no such socket",
+        ),
+        (
+            'File "/shared/1-a/job.sh", line 2\nSyntaxError: invalid syntax\n',
+            "job.sh was given to python3: it is a program to run as it is, or by sh\n"
+            'File "/shared/1-a/job.sh", line 2\nSyntaxError: invalid syntax',
+        ),
+        (
+            'File "/shared/1-a/job.py", line 9\nSyntaxError: invalid syntax\n',
+            "the python3 of the node is older than 3.8, or none\n"
+            'File "/shared/1-a/job.py", line 9\nSyntaxError: invalid syntax',
+        ),
+    ],
+    ids=["none", "ours", "for sh", "old"],
+)
 async def test_why_a_job_never_began_is_said_in_the_first_line(
-    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+    log: str, said: str, dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
     async with running(coordinator(dsn, tmp_path)):
         await watch.submit("true")
         job = await submitted(watch, engine)
-        (job.order.folder / "engine.log").write_text("loading modules\npython3: not found\n")
+        (job.order.folder / "engine.log").write_text(log)
         job.end(127)
         await watch.until_statuses("failed")
     error = (await watch.one("select error from pgcoord.attempt"))["error"]
-    assert re.fullmatch(
-        r"it ended before it began \(job 1: .*\): python3: not found\nloading modules", error
-    )
+    assert re.fullmatch(r"it ended before it began \(job 1: .*\): " + re.escape(said), error)
 
 
 async def test_a_full_shared_disk_delays_a_phase_with_that_reason(
@@ -456,7 +513,7 @@ async def test_people_see_pool_engine_job_node_and_reason(
         assert re.search(
             r"pool far \(fake\): \d queue-1-1 \(on node1, job 1\)", await said("status")
         )
-        assert "phase 1, on node1, job 1" in (await site.client.get("/")).text
+        assert "phase 1 on node1, job 1 of" in (await site.client.get("/")).text
         page = (await site.client.get("/phases/queue-1-1")).text
         for words in ("far (fake)", "node1", "job 1"):
             assert words in page

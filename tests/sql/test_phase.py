@@ -801,6 +801,10 @@ def test_a_phase_that_holds_a_slot_cannot_be_deleted(
         conn.execute("delete from planned_features")
     with refused("PC002", f"{queue_id} is {status} and holds a slot"):
         conn.execute("truncate planned_features cascade")
+    with refused("PC002", f"{queue_id} is {status} and holds slot 1: its attempt 1 cannot"):
+        conn.execute("delete from pgcoord.attempt")
+    with refused("PC002", f"{queue_id} is {status} and holds a slot: pgcoord.attempt cannot"):
+        conn.execute("truncate pgcoord.attempt cascade")
     assert phase(conn, queue_id)["slot"] == 1
 
 

@@ -75,6 +75,8 @@ def error_page(handler: Handler) -> Handler:
                 context["title"] = "Another session has locked it"
             elif plain.status_code == 503:
                 context |= {"title": "The database does not answer", "away": True}
+                if fault := state_of(request).coordinator.server_fault:
+                    context["error"] = ErrorView("The database does not answer", fault)
                 if not acts:
                     context["again"] = request.url.path
             page = render_page(request, "error.html", plain.status_code, **context)
