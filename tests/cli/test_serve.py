@@ -489,3 +489,12 @@ def test_serve_imports_only_what_it_does(desk: Desk) -> None:
     on_demand = of_pages | of_streams | of_monitoring | of_github | of_plans | of_engines
     assert (on_demand | of_worktrees | of_host_names | {"rich"}) & modules == set()
     assert later <= modules
+
+
+def test_serve_says_what_to_do_when_the_schema_was_dropped(desk: Desk, conn: Connection) -> None:
+    serve = desk.start("serve")
+    serve.until("leading")
+    conn.execute("drop schema pgcoord_private cascade")
+    conn.execute("notify pgcoord_wake")
+    serve.until(r'"pgcoord_private" does not exist \(\'pgcoord doctor\' says what is wrong')
+    assert "rules of the tables" in desk.call("doctor").stdout
