@@ -188,7 +188,7 @@ async def test_a_frozen_leader_proves_its_lead_before_starting_a_process(
             await let_leases_run_out(watch)
             await watch.until_statuses("completed")
             frozen.send(signal.SIGCONT)
-            await frozen.until("is left to whoever leads now: lead 1 is over")
+            await frozen.until("is left to the present leader: lead 1 is over")
             # As a stand-by it gives the lost attempt's run up for good.
             await watch.until_found(OPEN, nothing=True)
     assert (tmp_path / "starts").read_text() == "2\n"
