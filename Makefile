@@ -55,7 +55,7 @@ prism: .prism/node_modules/.bin/prism
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs npm >/dev/null; fi
 	@if command -v npm >/dev/null; then \
 	    echo "installing Prism for the tests of the contract with GitHub"; \
-	    npm install --silent --no-save --no-package-lock --prefix .prism @stoplight/prism-cli@5.14.2 \
+	    npm install --silent --no-save --no-package-lock --fetch-retries=1 --fetch-timeout=60000 --prefix .prism @stoplight/prism-cli@5.14.2 \
 	        || echo "it cannot be installed: those tests are skipped"; fi
 
 test-system: install ## run the tests of the database on the system's Postgres, where there is one

@@ -494,10 +494,14 @@ class EngineSupervision(Supervision):
     def update(self, attempt: OpenAttempt) -> None:
         """Note that the job has begun; end it if *attempt* requires it."""
         super().update(attempt)
-        if attempt.started and not self._begun:
+        if attempt.started:
+            self._note_begin()
+        self._news.set()
+
+    def _note_begin(self) -> None:
+        if not self._begun:
             self._begun = True
             log_move(self.assignment, "ready", "running", f"its job {self.name} began")
-        self._news.set()
 
     async def go_on(self) -> None:
         """Continue an attempt that another coordinator left, and supervise it to its end.
@@ -730,8 +734,10 @@ class EngineSupervision(Supervision):
                 request.get("node"),
             )
         )
-        self._begun |= answer.code is None
-        return answer.reason if answer.code else None
+        if answer.code:
+            return answer.reason
+        self._note_begin()
+        return None
 
     async def _believe_the_engine(self) -> bool:
         """Apply the engine's last answer to this job; return whether the attempt has ended."""

@@ -203,9 +203,10 @@ class Job:
         }
         deadline, wait = time.monotonic() + self.order.patience, 0.5
         trouble = "nobody answers"
-        spooled = self._spool(f"begin-{self.copy}.json", body)
+        spooled = False
         try:
             while True:
+                spooled = spooled or self._spool(f"begin-{self.copy}.json", body)
                 if spooled:
                     answer = self._spooled_answer()
                     if answer is not None:
@@ -563,8 +564,9 @@ def _processes_of(session: int) -> dict[int, str]:
 
 
 def _say(words: str) -> None:
-    sys.stderr.write(words + "\n")
-    sys.stderr.flush()
+    """Write a line to the engine's log, which may be on a disk that is full."""
+    with contextlib.suppress(OSError):  # unbuffered: what stays in a buffer fails again at exit
+        os.write(2, (words + "\n").encode(errors="replace"))
 
 
 # No proxy: a node's proxy is for the outside, and the coordinator is inside.

@@ -24,7 +24,7 @@ end;
 create or replace view pgcoord_private.due_retry as
 select p.xmax::text as locker, p.*
 from public.phase_queue as p
-where p.retry_at <= clock_timestamp() and p.eligible_at is not null and not p.held and not p.gated;
+where p.retry_at <= (select clock_timestamp()) and p.eligible_at is not null and not p.held and not p.gated;
 comment on view pgcoord_private.due_retry is 'Phases whose retry time has come, and that wait for nothing else.';
 
 -- Phases whose claim failed a moment ago: they stay in the queue, and claims skip them. (Not part of the view claimable:

@@ -187,7 +187,7 @@ end $$;
 -- an end also deletes a draining slot. Without an attempt (null), only the control row is tested.
 create or replace function pgcoord_private.find_lock(p_attempt_id bigint, p_far boolean) returns text
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phase record;
     v_found text;
@@ -265,7 +265,7 @@ end $$;
 -- not held afterwards, as the caller has no transaction. Sets application_name, by which lock_waits finds the session.
 create or replace function pgcoord_private.await_lock(p_lock text) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_kind text := split_part(p_lock, ' ', 1);
     v_key text := substr(p_lock, length(v_kind) + 2);

@@ -273,11 +273,19 @@ begin
             ) as each
             group by feature_id, phase_number
             having max(queue_id) is not null
+        ),
+        changed as (
+            select s.queue_id
+            from settled as s
+                cross join lateral (
+                    select from public.phase_queue
+                    where queue_id = s.queue_id and status = case s.status when 'blocked' then 'queued' else 'blocked' end
+                    offset 0
+                ) as p
         )
-        update public.phase_queue as p
-        set status = settled.status
-        from settled
-        where p.queue_id = settled.queue_id and p.status <> settled.status and p.status in ('queued', 'blocked');
+        update public.phase_queue as p    -- (coalesce: or an index of all that are open could be read)
+        set status = case p.status when 'queued' then 'blocked' else 'queued' end
+        where p.queue_id = any (array(select queue_id from changed)) and coalesce(p.status, '') in ('queued', 'blocked');
 end $$;
 
 -- Apply a change of the dependencies of the given phases. After a client's UPDATE it runs with the rights of the owner. A

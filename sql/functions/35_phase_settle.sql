@@ -25,8 +25,10 @@ begin
         perform pgcoord_private.refuse_end(queue_id, ending, p_status) from pgcoord.attempt
         where queue_id = p_queue_id and number = p_attempt and ended_at is null;
     end if;
-    delete from pgcoord.slot where number = p_slot and draining;
-    insert into pgcoord.free_slot (pool, number) select pool, number from pgcoord.slot where number = p_slot;
+    insert into pgcoord.free_slot (pool, number) select pool, number from pgcoord.slot where number = p_slot and not draining;
+    if not found then
+        delete from pgcoord.slot where number = p_slot and draining;
+    end if;
     v_silent := pg_notify('pgcoord_wake', coalesce(v_id::text, '')) is null;
     return true;
 end $$;
@@ -36,7 +38,7 @@ end $$;
 -- completion. (`offset 0`: a look-up for each, never a join.) Returns true, as end_left_attempt does.
 create or replace function pgcoord_private.release_dependents(p_feature_id integer, p_phase_number integer) returns boolean
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_dependents integer[];
     v_conditional boolean;
@@ -146,7 +148,7 @@ end $$;
 create or replace function pgcoord_private.settle_updated_phases() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+set jit = off as $$
 declare
     v record;
     v_edge_features integer[];    -- of phases whose dependencies changed: all edges of a statement count at once

@@ -3,7 +3,7 @@
 -- Refuse (PC001) a feature that does not exist.
 create or replace function pgcoord_private.check_feature(p_feature_id bigint) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     perform 1 from public.planned_features where id = p_feature_id;
     if not found then
@@ -17,7 +17,7 @@ end $$;
 -- Advance the sequence beyond an explicit id, so that the next generated one is free; log the feature.
 create or replace function pgcoord_private.follow_inserted_ids() returns trigger
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_sequence regclass := pg_get_serial_sequence('public.planned_features', 'id');
     v_highest integer;
@@ -48,7 +48,7 @@ end $$;
 -- Copy a pause onto the phases that wait, cancel the phases of a cancelled feature, and log what happened to it.
 create or replace function pgcoord_private.follow_feature() returns trigger
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     perform pgcoord_private.check_isolation(array[new.id]);
     if (new.paused_at is null) <> (old.paused_at is null) then

@@ -2,7 +2,7 @@
 
 create or replace function pgcoord.retry_phase(p_queue_id text, p_reason text default null) returns public.phase_queue
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
@@ -30,7 +30,7 @@ comment on function pgcoord.retry_phase(text, text) is
 
 create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text) returns public.phase_queue
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
@@ -53,7 +53,7 @@ comment on function pgcoord.skip_phase(text, text) is
 
 create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text) returns public.phase_queue
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
@@ -72,7 +72,7 @@ comment on function pgcoord.cancel_phase(text, text) is
 -- Locks: the feature, then its phases.
 create or replace function pgcoord.cancel_branch(p_queue_id text, p_reason text) returns integer
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
     v_cancelled integer;
@@ -121,7 +121,7 @@ end $$;
 
 create or replace function pgcoord.approve(p_queue_id text, p_reason text default null) returns public.phase_queue
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
@@ -143,7 +143,7 @@ comment on function pgcoord.approve(text, text) is
 
 create or replace function pgcoord.reject(p_queue_id text, p_reason text default null) returns public.phase_queue
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
@@ -161,7 +161,7 @@ comment on function pgcoord.reject(text, text) is
 
 create or replace function pgcoord.set_priority(p_queue_id text, p_priority bigint) returns public.phase_queue
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
@@ -179,7 +179,7 @@ comment on function pgcoord.set_priority(text, bigint) is
 
 create or replace function pgcoord.cancel_feature(p_feature_id bigint, p_reason text) returns integer
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phases integer;
 begin
@@ -196,7 +196,7 @@ comment on function pgcoord.cancel_feature(bigint, text) is
 -- Pause everything, or one feature: no further phase is claimed; running phases continue.
 create or replace function pgcoord.pause(p_feature_id bigint default null, p_reason text default null) returns timestamptz
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     if p_feature_id is not null then
         perform pgcoord_private.lock_feature(p_feature_id);
@@ -215,7 +215,7 @@ comment on function pgcoord.pause(bigint, text) is
 
 create or replace function pgcoord.resume(p_feature_id bigint default null) returns boolean
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_spent text;
 begin
@@ -248,7 +248,7 @@ comment on function pgcoord.resume(bigint) is
 -- Set the budget of a feature: the feature is paused if it is spent, and resumed if only the old budget had paused it.
 create or replace function pgcoord.set_budget(p_feature_id bigint, p_max_cost_usd double precision default null) returns boolean
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     perform pgcoord_private.lock_feature(p_feature_id);
     if not coalesce(p_max_cost_usd between 0.01 and 1000000000, true) then

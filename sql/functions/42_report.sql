@@ -147,6 +147,7 @@ end $$;
 -- For the coordinator: the secrets that may sign a report, each of one attempt, for which alone it is valid.
 create or replace function pgcoord_private.report_secrets(p_report jsonb, out adw_id text, out secret text) returns setof record
 language sql stable
+set enable_seqscan = off
 begin atomic
     select a.adw_id, a.secret
     from pgcoord.attempt as a
@@ -166,7 +167,7 @@ create or replace function pgcoord_private.take_report(
     out phase_number integer, out adw_id text, out attempt integer, out outcome text, out status text
 )
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_phase public.phase_queue;

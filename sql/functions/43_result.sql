@@ -183,7 +183,7 @@ end $$;
 
 create or replace function pgcoord.set_result(p_queue_id text, p_result jsonb, p_adw_id text default null) returns jsonb
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
     v_attempt pgcoord.attempt := pgcoord_private.reported_attempt(v_phase, p_adw_id, null);

@@ -32,7 +32,7 @@ create or replace function pgcoord.act_on_phases(
 )
 returns table (queue_id text, status text, refused text)
 language plpgsql
-security definer set search_path = pg_catalog, pg_temp as $$
+security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_queue_id text;
     v_before jsonb;

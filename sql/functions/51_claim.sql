@@ -12,7 +12,7 @@ begin
         update public.phase_queue set retry_at = null
         where queue_id in (
             select queue_id from public.phase_queue
-            where retry_at <= clock_timestamp() and (p_only is null or queue_id = p_only)
+            where retry_at <= (select clock_timestamp()) and (p_only is null or queue_id = p_only)
                 and queue_id <> all (v_aside)
             for no key update skip locked
         )
@@ -174,12 +174,16 @@ begin
         update public.phase_queue as p
         set status = 'ready', slot = a.slot, attempt = a.number, adw_id = a.adw_id, ready_timestamp = clock_timestamp(),
             started_timestamp = null, finished_timestamp = null
-        from pgcoord.attempt as a
-        where a.id = any (v_attempts) and p.queue_id = a.queue_id
+        from (    -- by their ids, never all of them in another order
+            select id, queue_id, slot, number, adw_id, secret, host, folder, workflow, pool from pgcoord.attempt
+            where id = any (v_attempts)
+            offset 0
+        ) as a
+        where p.queue_id = a.queue_id
         returning a.id, p.queue_id, p.feature_id, p.phase_number, a.number, a.adw_id, a.secret, a.host, a.folder,
             a.workflow, p.issue_number, p.phase_data ->> 'title', p.phase_data ->> 'prompt_content',
             null::integer, null::text, false, false, null::text, null::float8, a.slot, a.pool,
-            exists (select from pgcoord.result as r where r.feature_id = p.feature_id), p.phase_data -> 'environment';
+            exists (select from pgcoord.result as r where r.feature_id = p.feature_id offset 0), p.phase_data -> 'environment';
     end if;
 end $$;
 

@@ -32,7 +32,7 @@ return 'whsec_' || encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_r
 create or replace function pgcoord_private.start_phase(p_epoch bigint, p_attempt_id bigint, p_pid integer, p_process_started text)
 returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp
+set search_path = pg_catalog, pg_temp set enable_seqscan = off
 set plan_cache_mode = force_generic_plan as $$
 declare
     v_attempt pgcoord.attempt;
@@ -100,7 +100,7 @@ create or replace function pgcoord_private.end_attempt(
     p_result text default null, p_result_fault text default null
 ) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
     v_result jsonb;
@@ -144,7 +144,7 @@ end $$;
 -- watched, or while that could not be recorded.
 create or replace function pgcoord_private.take_back_timeout(p_attempt_id bigint, p_ago interval) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
 begin
@@ -175,7 +175,7 @@ end $$;
 -- end takes precedence.
 create or replace function pgcoord.give_up_attempt(p_attempt_id bigint, p_outcome text, p_error text) returns boolean
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
 begin
@@ -206,7 +206,7 @@ comment on function pgcoord.give_up_attempt(bigint, text, text) is
 -- Errors: PC007 when the lead is over.
 create or replace function pgcoord_private.abandon_attempt(p_epoch bigint, p_attempt_id bigint) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
 begin
@@ -229,12 +229,11 @@ end $$;
 -- Return a claimed attempt unused: its phase is queued again, not before p_wait from now, and no attempt is used up.
 create or replace function pgcoord_private.return_attempt(p_attempt_id bigint, p_wait interval, p_reason text) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     perform pgcoord.give_up_attempt(p_attempt_id, 'returned', p_reason);
-    update public.phase_queue as p set retry_at = clock_timestamp() + p_wait
-    from pgcoord.attempt as a
-    where a.id = p_attempt_id and a.outcome = 'returned' and p.queue_id = a.queue_id and p.status = 'queued';
+    update public.phase_queue set retry_at = clock_timestamp() + p_wait
+    where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id and outcome = 'returned') and status = 'queued';
 end $$;
 
 -- Return an attempt whose process ended because something is temporarily unavailable, such as a model. The wait doubles each
@@ -288,7 +287,7 @@ end;
 -- Record that the process of an attempt has written nothing for p_for (null: it writes again). With p_ends, request its end.
 create or replace function pgcoord_private.note_quiet(p_attempt_id bigint, p_for interval, p_ends boolean) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_attempt pgcoord.attempt;
 begin
@@ -353,7 +352,7 @@ end $$;
 -- Errors: 25006 on a stand-by.
 create or replace function pgcoord_private.gone_attempts(p_attempt_ids bigint[]) returns setof bigint
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     if pg_is_in_recovery() then
         raise exception using
@@ -363,5 +362,5 @@ begin
     end if;
     return query
     select given.id from unnest(p_attempt_ids) as given (id)
-    where not exists (select from pgcoord.attempt as a where a.id = given.id and a.exited_at is null);
+    where not exists (select from pgcoord.attempt as a where a.id = given.id and a.exited_at is null offset 0);
 end $$;

@@ -32,7 +32,7 @@ create or replace function pgcoord_private.begin_errand(
     out intended_at timestamptz, out tries integer, out status text, out phase_status text, out facts jsonb, out due_in float8
 )
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_held_until timestamptz := (select issues_held_until from pgcoord.control);
@@ -81,7 +81,7 @@ end;
 -- Record that an errand is done (p_done: the steps) or given up (p_error: the reason).
 create or replace function pgcoord_private.finish_errand(p_errand_id bigint, p_done text, p_error text default null) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_errand pgcoord.errand;
 begin

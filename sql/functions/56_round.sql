@@ -6,7 +6,7 @@
 -- ready or running, even if an earlier report made it (null: no transition yet).
 create or replace function pgcoord_private.record_end(p_end jsonb) returns jsonb
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_attempt_id bigint := (p_end ->> 'attempt_id')::bigint;
     v_exited_at timestamptz := statement_timestamp() - make_interval(secs => (p_end ->> 'exited_seconds_ago')::float8);
@@ -134,7 +134,11 @@ begin
             'attempt_id', attempt_id, 'folder', folder, 'started', started, 'ended', ended, 'ending', ending,
             'ended_seconds_ago', ended_seconds_ago
         ) order by attempt_id), '[]') into changed
-        from pgcoord_private.assignment where attempt_id = any (p_attempts) and (host = p_host or host is null);
+        from (select distinct unnest(p_attempts) as id) as named
+            cross join lateral (    -- a look-up for each: never all attempts
+                select * from pgcoord_private.assignment where attempt_id = named.id and (host = p_host or host is null)
+                offset 0
+            ) as a;
     end if;
     select n.due_in, n.abandoned, n.locked into due_in, abandoned, locked from pgcoord_private.next_work(p_awaited) as n;
 end $$;

@@ -8,7 +8,7 @@
 -- Errors: PC007 when the lead is over; PC003 when the attempt has ended, or its end was requested.
 create or replace function pgcoord_private.submit_attempt(p_epoch bigint, p_attempt_id bigint) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_now timestamptz := clock_timestamp();
     v_until timestamptz;
@@ -37,7 +37,7 @@ end $$;
 -- Writes only changes.
 create or replace function pgcoord_private.note_job(p_attempt_id bigint, p_job text, p_waits_for text) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     update pgcoord.attempt as a
     set job = coalesce(p_job, a.job), waits_for = case when a.started_at is null then p_waits_for end
@@ -64,7 +64,7 @@ end;
 -- Record that a copy of a job was refused. Only the first ten refusals write an event, since anybody may try.
 create or replace function pgcoord_private.note_refused_begin(p_attempt_id bigint, p_reason text) returns void
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_attempt pgcoord.attempt;
 begin
@@ -102,7 +102,7 @@ create or replace function pgcoord_private.begin_job(
     p_attempt_id bigint, p_copy text, p_job text, p_node text, out code text, out reason text, out hint text
 )
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_attempt pgcoord.attempt;
     v_words text := concat_ws(' ', 'job', p_job, 'on ' || p_node);
@@ -143,7 +143,7 @@ create or replace function pgcoord_private.exit_job(
     out code text, out reason text, out hint text
 )
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
 begin

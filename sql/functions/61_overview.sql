@@ -169,17 +169,22 @@ begin atomic
 end;
 
 -- The attempts that ended with the given events: how, after what time, and how long the first one of a phase was
--- waited for.
+-- waited for. (`offset 0`: look-ups of each, never a whole table.)
 create or replace function pgcoord_private.ended_attempts(
     p_events bigint[], out workflow text, out outcome text, out waited_seconds float8, out ran_seconds float8
 ) returns setof record
 language sql stable
+set enable_seqscan = off
 begin atomic
     select a.workflow, a.outcome, case when a.number = 1 then extract(epoch from a.claimed_at - p.eligible_at) end, extract(epoch from a.ended_at - a.started_at)
-    from pgcoord.event as e
-        join pgcoord.attempt as a on a.queue_id = e.queue_id and a.number = e.attempt
-        join public.phase_queue as p on p.queue_id = a.queue_id
-    where e.id = any (p_events) and a.ended_at is not null;
+    from unnest(p_events) as given (id)
+        cross join lateral (select queue_id, attempt from pgcoord.event where id = given.id offset 0) as e
+        cross join lateral (
+            select queue_id, number, workflow, outcome, claimed_at, started_at, ended_at from pgcoord.attempt
+            where queue_id = e.queue_id and number = e.attempt and ended_at is not null
+            offset 0
+        ) as a
+        cross join lateral (select eligible_at from public.phase_queue where queue_id = a.queue_id offset 0) as p;
 end;
 
 -- End a log-in of the panel, until its cookies expire; forget those that have.

@@ -1104,3 +1104,16 @@ def test_help_imports_nothing_that_takes_long(desk: Desk) -> None:
 
 def test_version(desk: Desk) -> None:
     assert re.fullmatch(r"pgcoord \d+\.\d+\.\d+", desk.say("--version"))
+
+
+def test_a_server_without_a_free_connection_is_not_said_to_be_down(
+    desk: Desk, dsn: str, conn: Connection
+) -> None:
+    conn.execute("create role crowded login connection limit 0")
+    try:
+        result = desk.call("--dsn", make_conninfo(dsn, user="crowded"), "status")
+    finally:
+        conn.execute("drop role crowded")
+    assert result.returncode == 6
+    assert "too many connections" in result.stderr
+    assert "It runs, but lacks connections, memory or room" in result.stderr

@@ -4,14 +4,18 @@ import json
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support import PATIENCE
 from support.database import Connection, add_feature
 from support.desk import CONFIGURATION, Desk, address_of, until
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
@@ -61,6 +65,60 @@ def test_all_is_well_beside_a_coordinator(desk: Desk) -> None:
     assert ", 0 stand by\n" in output
     desk.start("serve").until("standing by")
     assert ", 1 stands by\n" in desk.say("doctor")
+
+
+@contextmanager
+def holding_up_once(dsn: str) -> Iterator[str]:
+    """A way to the server on which the first notification takes 0.3 s, and no other."""
+    values, held = conninfo_to_dict(dsn), threading.Event()
+    host, port = str(values["host"]), int(values.get("port") or 5432)
+    in_folder = host.startswith("/")
+
+    def pump(source: socket.socket, sink: socket.socket, *, from_server: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if from_server and b"pgcoord_probe" in data and not held.is_set():
+                    held.set()
+                    time.sleep(0.3)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                front, _ = listener.accept()
+                back = socket.socket(socket.AF_UNIX if in_folder else socket.AF_INET)
+                sockets.extend([front, back])
+                back.connect(f"{host}/.s.PGSQL.{port}" if in_folder else (host, port))
+                for pair, from_server in (((front, back), False), ((back, front), True)):
+                    run(pump, *pair, from_server=from_server)
+
+    def run(function: Callable[..., None], *given: socket.socket, **named: bool) -> None:
+        threads.append(threading.Thread(target=function, args=given, kwargs=named))
+        threads[-1].start()
+
+    sockets = [listener := socket.create_server(("127.0.0.1", 0))]
+    threads: list[threading.Thread] = []
+    run(serve)
+    address = listener.getsockname()
+    try:
+        yield make_conninfo(
+            dsn, host=address[0], port=address[1], sslmode="disable", gssencmode="disable"
+        )
+    finally:
+        for each in sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join(PATIENCE)
+        for each in sockets:
+            each.close()
+    assert held.is_set()
+
+
+def test_one_slow_notification_does_not_make_the_database_far_away(desk: Desk, dsn: str) -> None:
+    with holding_up_once(dsn) as way:
+        assert levels(desk, "--dsn", way)[1]["wake-ups"] == "ok"
 
 
 def test_warnings_and_failures_have_exit_statuses_of_their_own(

@@ -291,6 +291,9 @@ def main() -> None:
                 inserted, drained = drain_of(peer, given.jobs)
                 results[name].inserts.append(inserted)
                 results[name].drains.append(drained)
+        # Its transactions count, too: some thirty, a minute after a database was made.
+        admin.execute("alter system set autovacuum = off")
+        admin.execute("select pg_reload_conf()")
         for name in peers:
             peer = _peer(name, folder, make)
             with working(peer):

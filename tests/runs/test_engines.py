@@ -28,6 +28,7 @@ from pgcoord.configuration.model import Pool
 from pgcoord.coordination import engines, housekeeping, supervision
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.launching import EngineState, ListedJob
+from pgcoord.runs import job
 
 # As in test_contract.py, and shorter: this engine answers at once.
 HURRIED = {
@@ -132,6 +133,26 @@ async def test_a_job_whose_submission_a_failover_lost_is_found_at_its_engine(
         await job.exit(watch.conn)
         await watch.until_statuses("completed")
     assert engine.asked["submit"] == 1
+
+
+async def test_a_begin_by_the_folder_is_logged_once(
+    dsn: str,
+    tmp_path: Path,
+    engine: FakeEngine,
+    watch: Watch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        given = (await submitted(watch, engine)).order.content
+        message = {"act": "begin", "attempt": given["attempt"], "copy": "a"}
+        assert job.Job(job.Order(dict(given)))._spool("begin-a.json", message)
+        await watch.until_statuses("running")
+        await until_it_ends(Path(given["folder"]) / "begun-a.json", "}")
+        await watch.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_statuses("cancelled")
+    assert len(re.findall("queue-1-1 ready → running: .* began", caplog.text)) == 1
 
 
 @pytest.mark.scale

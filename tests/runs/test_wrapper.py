@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def order(attempt: dict[str, Any], script: str, **more: Any) -> dict[str, Any]:
     }
 
 
-async def start(order: dict[str, Any], *, clock: int = 0) -> asyncio.subprocess.Process:
+async def start(
+    order: dict[str, Any], *, clock: int = 0, output: int = asyncio.subprocess.PIPE
+) -> asyncio.subprocess.Process:
     """Start the wrapper as on a node whose clock is off by so many seconds."""
     set_clock = f"import time; real = time.time; time.time = lambda: real() + {clock}\n"
     run = f"{set_clock}import runpy; runpy.run_path({str(SOURCE)!r}, None, '__main__')"
@@ -64,7 +67,7 @@ async def start(order: dict[str, Any], *, clock: int = 0) -> asyncio.subprocess.
         "-c",
         run,
         env={"PGCOORD_ORDER": job.pack(order), "PGCOORD_JOB": "17", "HOME": "/nowhere"},
-        stdout=asyncio.subprocess.PIPE,
+        stdout=output,
         stderr=asyncio.subprocess.STDOUT,
     )
 
@@ -194,7 +197,10 @@ async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
     attempt: dict[str, Any], tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        process = await start(order(attempt, "yes | head -c 1000000; exit 7", folder=str(disk)))
+        given = order(attempt, "yes | head -c 1000000; exit 7", folder=str(disk))
+        log = os.open(disk / "engine.log", os.O_WRONLY | os.O_CREAT)  # an engine's, there as well
+        process = await start(given, output=log)
+        os.close(log)
         async with asyncio.timeout(PATIENCE):
             [asked] = await until_asked(disk, attempt)
             jobs.answer_spooled(disk, asked["copy"], None)
@@ -202,6 +208,23 @@ async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
         message = jobs.spooled_exit(disk, attempt["id"], attempt["secret"])
         assert message
         assert (message["exit_code"], message["log_tail"]) == (7, "")
+
+
+async def test_a_job_that_meets_a_full_shared_disk_begins_once_there_is_room(
+    attempt: dict[str, Any], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        filler = disk / "filler"
+        with suppress(OSError):
+            filler.write_bytes(bytes(1_000_000))
+        process = await start(order(attempt, "exit 7", folder=str(disk)))
+        assert process.stdout
+        async with asyncio.timeout(PATIENCE):
+            assert b"is not written: No space left" in await process.stdout.readline()
+            filler.unlink()
+            [asked] = await until_asked(disk, attempt)
+            jobs.answer_spooled(disk, asked["copy"], None)
+            assert await process.wait() == 7
 
 
 async def test_an_order_that_cannot_be_read_runs_nothing(tmp_path: Path) -> None:

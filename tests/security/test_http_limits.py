@@ -146,7 +146,7 @@ async def test_more_connections_than_the_bound_are_refused(dsn: str, tmp_path: P
 
 
 async def test_one_host_leaves_room_for_others(dsn: str, tmp_path: Path) -> None:
-    limits = Limits(connections=20, per_host=10)
+    limits = Limits(connections=20, per_host=10, refusal=PATIENCE)
     async with served(dsn, tmp_path, leads=False, limits=limits) as site, AsyncExitStack() as stack:
         held = [
             await stack.enter_async_context(raw(site, b"GET /", source="127.0.0.2"))

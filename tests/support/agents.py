@@ -3,6 +3,7 @@
 import fcntl
 import functools
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,6 +23,8 @@ PACKAGES = {
 # Read by programs, and by nobody else.
 KEY = "secret-of-tests"
 
+_MOST_SECONDS = 300  # of an installation: the tests themselves have 550 with it
+
 AGENTS = Path(__file__).parents[2] / ".agents"
 
 
@@ -36,21 +39,42 @@ def program(agent: str) -> Path:
     return AGENTS / agent / "node_modules" / ".bin"
 
 
-@functools.cache  # a registry that does not answer is asked once for each program
+@functools.cache
 def _install(npm: str, agent: str) -> str:
-    """Install a program that is not there yet; return why it could not be, or ""."""
+    """Install a program that is not there yet; return why it could not be, or "".
+
+    A registry that does not answer is asked once for each program, by the first of all workers.
+    """
     AGENTS.mkdir(exist_ok=True)
-    folder = AGENTS / agent
-    with open(AGENTS / f"{agent}.lock", "w") as lock:
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    with open(AGENTS / f"{agent}.lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / "node_modules" / ".bin" / agent).exists():
+        if (AGENTS / agent / "node_modules" / ".bin" / agent).exists():
             return ""
-        place = ("--prefix", str(folder), PACKAGES[agent])
-        options = ("--loglevel=error", "--no-save", "--no-package-lock", "--fetch-retries=1")
+        lock.seek(0)
+        of_session, _, fault = lock.read().partition("\n")
+        if of_session != session:
+            fault = _run_npm(npm, agent)
+            lock.truncate(0)
+            lock.write(f"{session}\n{fault}")
+    return fault
+
+
+def _run_npm(npm: str, agent: str) -> str:
+    options = ("--loglevel=error", "--no-save", "--no-package-lock")
+    patience = ("--fetch-retries=1", "--fetch-timeout=60000")
+    place = ("--prefix", str(AGENTS / agent), PACKAGES[agent])
+    try:
         result = subprocess.run(
-            [npm, "install", *options, *place], capture_output=True, text=True, check=False
+            [npm, "install", *options, *patience, *place],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_MOST_SECONDS,
         )
-    return "" if result.returncode == 0 else result.stderr.strip()[-200:]
+    except subprocess.TimeoutExpired:
+        return f"not within {_MOST_SECONDS} s"
+    return "" if result.returncode == 0 else result.stderr.strip()[-200:] or "it says not why"
 
 
 def settings(agent: str, model: FakeModel, home: Path) -> tuple[list[str], dict[str, str]]:
