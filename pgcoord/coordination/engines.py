@@ -749,9 +749,7 @@ class EngineSupervision(Supervision):
         live = [each for each in listed if each.state is not EngineState.ENDED]
         if live:
             self._quiet_since = None
-            await self._note(
-                live[0].job, live[0].words if live[0].state is EngineState.WAITING else None
-            )
+            await self._note(live[0].job, self._waits_for(live[0]))
             return False
         if self._quiet_since is None:
             self._quiet_since = now()
@@ -760,6 +758,15 @@ class EngineSupervision(Supervision):
         if now() - self._quiet_since < patience or watch.queried_at < self._quiet_since:
             return False
         return await self._conclude_without_report(listed)
+
+    def _waits_for(self, listed: ListedJob) -> str | None:
+        """Return why the job has not begun, in words; None if it has."""
+        if listed.state is EngineState.WAITING:
+            return listed.words
+        if self._begun:
+            return None
+        node = f" on {listed.node}" if listed.node else ""
+        return f"it started{node}, and nothing is heard of it yet"
 
     async def _conclude_without_report(self, listed: Sequence[ListedJob]) -> bool:
         """Conclude on a job that the engine does not list as alive, and that reported no end.
@@ -869,13 +876,15 @@ def _in_time(folder: str) -> Iterator[None]:
 def engine_messages(folder: Path) -> str:
     """Return the last lines of engine.log in *folder*, each after a newline; "" if none.
 
-    The engine or the wrapper writes there. Adds a likely cause if one is known. Blocks on I/O.
+    The engine or the wrapper writes there; the wrapper's come last, as they tell more. Adds a
+    likely cause if one is known. Blocks on I/O.
     """
     try:
         text = plain_files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
     except OSError:
         text = ""
     lines = text.replace("\0", "").splitlines()[-5:]
+    lines.sort(key=lambda line: line.startswith("pgcoord: "))
     if not lines and (folder / ORDER).exists():
         lines = [f"the node wrote nothing to {folder}: is that folder shared with it?"]
     elif "SyntaxError" in text and "/job.sh" in text:
