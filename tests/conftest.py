@@ -1,4 +1,4 @@
-"""A real Postgres for every test: one server a session, a copy of a template database a test.
+"""A real Postgres for every test: one server a session, a database as the template a test.
 
 `PGCOORD_TEST_DSN` names a server to use instead of the embedded one (its user must be allowed to
 create databases), `PGCOORD_TEST_POSTGRES` a folder of Postgres binaries to embed.
@@ -31,6 +31,7 @@ from support.database import (
 from support.desk import Desk
 from support.guard import guarded
 from support.pooler import Pooler, Proxy
+from support.reused import Reused
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
@@ -126,10 +127,20 @@ def template(server: str) -> Iterator[str]:
         admin.execute(sql.SQL("drop database {}").format(sql.Identifier(name)))
 
 
+@pytest.fixture(scope="session")
+def reused(server: str, template: str) -> Iterator[Reused]:
+    with closing(Reused(server, template)) as reused:
+        yield reused
+
+
 @pytest.fixture
-def dsn(server: str, template: str) -> str:
-    """The DSN of a database of this test's own, with the schema in it."""
-    return make_database(server, template)
+def dsn(request: pytest.FixtureRequest, server: str, template: str, reused: Reused) -> str:
+    """The DSN of a database with the schema in it, and nothing of another test."""
+    # Without `conn`, a test may count sessions and transactions, and all of them are its own.
+    if "conn" not in request.fixturenames or request.node.get_closest_marker("own_database"):
+        return make_database(server, template)
+    reused.take(request.session.testsfailed)
+    return reused.dsn
 
 
 @pytest.fixture
@@ -139,10 +150,13 @@ def empty(server: str, template: str) -> str:
 
 
 @pytest.fixture
-def conn(dsn: str) -> Iterator[Connection]:
+def conn(dsn: str, reused: Reused) -> Iterator[Connection]:
     """An autocommit connection to the test's database; rows are dicts."""
-    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
-        yield conn
+    if dsn == reused.dsn:
+        yield reused.connect()
+    else:
+        with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+            yield conn
 
 
 @pytest.fixture

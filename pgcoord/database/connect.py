@@ -70,6 +70,8 @@ _ONLY_WHERE = {
 # Classes of SQLSTATE after which a later connection may succeed: connection exception, insufficient
 # resources, operator intervention (starting up, shutting down), system error, internal error.
 _PASSING = ("08", "53", "57", "58", "XX")
+# The class of those by which a server says that it lacks something.
+_SHORT = "53"
 # Seconds that the second connection may take that reads the SQLSTATE of a refusal.
 _TRACED_FOR = 2.0
 # Seconds that the first statement may take: more than any server needs that answers at all.
@@ -279,6 +281,8 @@ def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> Da
     hint = "Does it run? Check --dsn, DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE."
     if sqlstate == "08P01" and "startup parameter" in message:
         hint = _POOLED
+    elif sqlstate and sqlstate.startswith(_SHORT):
+        hint = "It runs, but lacks connections, memory or room on its disk: make some there."
     elif "statement pooling mode" in message:
         hint = (
             "That is PgBouncer in statement mode. Give the address of the server itself, or of a"

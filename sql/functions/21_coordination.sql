@@ -105,7 +105,8 @@ $$;
 
 -- Locks that coordinators wait for, with the sessions that hold them. Each waiting session waits for one lock, which its
 -- application_name contains (await_lock). The holder is visible only during the wait, and its activity only to members of
--- pg_read_all_stats.
+-- pg_read_all_stats. A holder that waits itself, such as the coordinator for a table, is not the one to end: it is followed
+-- to those that do not wait.
 create or replace function pgcoord_private.find_lock_waits() returns table (
     lock text, holder integer, usename name, application_name text, since timestamptz, state text, query text
 )
@@ -114,12 +115,18 @@ set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
     return query
-    select substr(w.application_name, length('pgcoord waits for ') + 1), b.pid, h.usename, h.application_name, h.since,
-        h.state, h.query
-    from pg_stat_activity as w
-        cross join lateral unnest(pg_blocking_pids(w.pid)) as b (pid)
-        left join lateral pgcoord_private.holder_of(w.pid, b.pid) as h on true
-    where w.datname = current_database() and w.application_name like 'pgcoord waits for %'
+    with recursive blocking (name, waiter, pid) as (
+        select substr(w.application_name, length('pgcoord waits for ') + 1), w.pid, b.pid
+        from pg_stat_activity as w
+            cross join lateral unnest(pg_blocking_pids(w.pid)) as b (pid)
+        where w.datname = current_database() and w.application_name like 'pgcoord waits for %'
+        union
+        select c.name, c.pid, b.pid from blocking as c cross join lateral unnest(pg_blocking_pids(c.pid)) as b (pid)
+    )
+    select c.name, c.pid, h.usename, h.application_name, h.since, h.state, h.query
+    from blocking as c
+        left join lateral pgcoord_private.holder_of(c.waiter, c.pid) as h on true
+    where cardinality(pg_blocking_pids(c.pid)) = 0
     order by h.since;
 end $$;
 

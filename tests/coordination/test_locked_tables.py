@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from support.coordination import Watch, holding, make_coordinator, running
+from support.coordination import Watch, holding, make_coordinator, running, watching
 
 
 async def until_logged(watch: Watch, caplog: pytest.LogCaptureFixture, words: str) -> None:
@@ -70,3 +70,33 @@ async def test_a_locked_table_is_named_by_the_leader_and_by_one_that_cannot_lead
             await other.conn.execute("rollback")
             await watch.conn.execute("notify pgcoord_stand_by")
             await coordinator.leads.wait()
+
+
+async def test_of_a_chain_of_waits_the_session_at_its_end_is_named(dsn: str, watch: Watch) -> None:
+    await watch.submit("true")
+    feature = "select from planned_features for update"
+    async with (
+        holding(dsn, "lock table pgcoord.free_slot") as last,
+        holding(dsn, feature) as between,
+        watching(dsn) as first,
+    ):
+        tasks = [
+            asyncio.create_task(each.conn.execute(statement))
+            for each, statement in (
+                (between, b"select from pgcoord.free_slot"),
+                (first, b"select pgcoord_private.await_lock('feature 1')"),
+            )
+        ]
+        try:
+            await watch.until_found("select from pgcoord.lock_waits")
+            await watch.until_found(
+                "select from pg_stat_activity"
+                f" where {last.conn.info.backend_pid} = any (pg_blocking_pids(pid))"
+            )
+            [wait] = await watch.all("select lock, holder from pgcoord.lock_waits")
+            assert wait == {"lock": "feature 1", "holder": last.conn.info.backend_pid}
+        finally:
+            await last.conn.execute("rollback")
+            await tasks[0]
+            await between.conn.execute("rollback")
+            await tasks[1]

@@ -37,6 +37,7 @@ def rows_looked_at(plan: dict[str, Any]) -> float:
     return float(plan["Actual Loops"] * each) + sum(map(rows_looked_at, plan.get("Plans", [])))
 
 
+@pytest.mark.own_database
 def test_a_forecast_looks_at_each_edge_a_few_times_only(conn: Connection) -> None:
     edges = add_mesh(conn, 200)
     [function] = conn.execute(
@@ -55,6 +56,7 @@ def test_a_forecast_looks_at_each_edge_a_few_times_only(conn: Connection) -> Non
     assert edges < rows_looked_at(row["QUERY PLAN"][0]["Plan"]) < 10 * edges
 
 
+@pytest.mark.own_database
 async def test_the_overview_reads_no_table_of_finished_phases(dsn: str, conn: Connection) -> None:
     conn.execute((SQL / "bench/finished.sql").read_text().replace("{features}", "200").encode())
     conn.execute("vacuum analyze")

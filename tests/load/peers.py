@@ -62,8 +62,8 @@ PROGRAMS = {
 HERE = Path(__file__).parent / "peer"
 FLOOR = "bare floor"
 WARM_UP = 20
-# Seconds: until a worker has done what follows its start (pgcoord imports its web server), and all of
-# it is counted.
+# Seconds: until a worker has done what follows its start (pgcoord imports its web server), and all
+# of it is counted.
 SETTLING = 20 + FLUSHED
 IDLE_SECONDS = 30
 SETUP_TIMEOUT = 120.0

@@ -25,6 +25,7 @@ SESSION = """
         (select array_agg(name) from pg_settings where setting <> reset_val) as settings,
         (select array_agg(c) from pg_listening_channels() as c) as channels,
         (select count(*) from pg_prepared_statements) as prepared,
+        (select count(*) from pg_class where relpersistence = 't') as temporary,
         (select count(*) from pg_cursors where name <> '') as cursors,
         (select count(*) from pg_locks where locktype = 'advisory') as advisory,
         (select count(*) from pg_stat_activity where datname = current_database()
@@ -55,6 +56,7 @@ def work(conn: Connection) -> None:
 def leave_session(conn: Connection) -> None:
     conn.execute("select set_config('application_name', 'mine', false)")
     conn.execute("set work_mem = '1MB'; set session_replication_role = replica")
+    conn.execute("create temporary table mine ()")
     conn.execute("set role pg_monitor")
     conn.execute("listen pgcoord_event; notify pgcoord_event, 'old'")
     conn.execute("select pg_advisory_lock(7)")
@@ -111,7 +113,12 @@ def test_a_session_in_the_middle_of_something_is_not_used_again(reused: Reused, 
     "change",
     [
         "create table mine ()",
-        "create temporary table mine ()",
+        "create schema mine",
+        "create type mine as enum ('a')",
+        "create policy mine on phase_queue",
+        "alter sequence planned_features_id_seq increment 2",
+        "alter index pgcoord.attempt_pkey rename to mine",
+        "revoke execute on function pg_catalog.pg_notify from public",
         "create or replace view pgcoord.feature as table pgcoord.feature",
         "drop trigger phase_queue_priority_logs on phase_queue",
         "alter table phase_queue disable trigger user",
