@@ -86,7 +86,6 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 
     If there is none, create it in the current folder. Blocks until it accepts connections.
     """
-    from pgcoord.database import schema
     from pgcoord.database.embedded import EmbeddedPostgres
 
     state = _find_state(surroundings) or surroundings.folder / STATE
@@ -95,11 +94,27 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
     server.start()
     if new:
         say(f"pgcoord: made an embedded Postgres in {state}", err=True)
-    with connected_to(server.dsn) as conn:
-        ran = schema.upgrade(conn)
+    ran = _upgrade(server)
     if ran and not new:
         say(f"pgcoord: upgraded the embedded Postgres in {state}: ran {', '.join(ran)}", err=True)
     return server
+
+
+def _upgrade(server: "EmbeddedPostgres") -> list[str]:
+    """Upgrade the database of *server*; again, up to twice, if the connection is lost meanwhile."""
+    from pgcoord.database import schema
+    from pgcoord.database.connect import may_pass
+
+    tries = 3
+    while True:
+        tries -= 1
+        try:
+            with connected_to(server.dsn) as conn:
+                return list(schema.upgrade(conn))
+        except DatabaseUnusable as error:
+            if not (may_pass(error) and tries):
+                raise
+        server.start_again()
 
 
 def existing_server(surroundings: Surroundings) -> "EmbeddedPostgres":
@@ -210,7 +225,7 @@ def check_schema(dsn: str, *, lock_seconds: float = 0) -> None:
             schema.check_schema(conn)
     except psycopg.errors.LockNotAvailable as error:
         raise Locked("the schema cannot be read: a table is locked") from error
-    except psycopg.OperationalError as error:  # the connection was lost
+    except psycopg.OperationalError as error:  # it has no memory left, say
         raise unusable(error) from error
 
 
@@ -218,17 +233,24 @@ def check_schema(dsn: str, *, lock_seconds: float = 0) -> None:
 def connected_to(dsn: str) -> Iterator["psycopg.Connection[Any]"]:
     """Open a blocking connection, as the functions of `schema` take it, closed with the block.
 
-    While a statement waits for a lock, stderr names the session that holds it.
+    While a statement waits for a lock, stderr names the session that holds it. Raises
+    `DatabaseUnusable` when the server cannot be reached, or the connection is lost.
     """
     import threading
 
-    from pgcoord.database.connect import connect_blocking
+    import psycopg
+
+    from pgcoord.database.connect import connect_blocking, unusable
 
     done = threading.Event()
     with closing(connect_blocking(dsn)) as conn:
         threading.Thread(target=_show_holder_until, args=(done, dsn, conn), daemon=True).start()
         try:
             yield conn
+        except psycopg.OperationalError as error:
+            if conn.broken:
+                raise unusable(error) from error
+            raise
         finally:
             done.set()
 

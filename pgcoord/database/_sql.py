@@ -60,6 +60,9 @@ _RIGHTS = (
 )
 
 
+_OTHER_SCHEMA = "'pgcoord doctor' says what is wrong with the schema, and what to do."
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
     """Raise the refusals of the database as `CoordError`, by their SQLSTATE.
@@ -76,7 +79,8 @@ def refusals() -> Iterator[None]:
             error.diag.message_primary or str(error),
             hint=error.diag.message_hint
             or error.diag.message_detail
-            or (_RIGHTS if error.sqlstate == "42501" else None),
+            or (_RIGHTS if error.sqlstate == "42501" else None)
+            or (_OTHER_SCHEMA if leaf is WrongSchema else None),
         ) from error
 
 

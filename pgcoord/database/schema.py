@@ -69,6 +69,7 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
             run_file(conn, path)
             _record(conn, path.stem, _digest([path]))
             ran.append(path.stem)
+    _refuse_gutted(conn)
     functions = _files("functions")
     if applied.get("functions") != _digest(functions) or _was_changed(conn):
         _apply_functions(conn, functions)
@@ -165,6 +166,21 @@ def _check_schema(conn: psycopg.Connection) -> None:
             f"the schema of database {conn.info.dbname!r} is of another release of pgcoord"
             f" (number {applied.get(_SCHEMA, '0')}; this release has {number()})",
             hint="Run 'pgcoord upgrade'.",
+        )
+    _refuse_gutted(conn)
+
+
+def _refuse_gutted(conn: psycopg.Connection) -> None:
+    """Raise `WrongSchema` if a schema was dropped on whose functions rules of the tables depended.
+
+    No upgrade brings the rules back: a migration made them.
+    """
+    if conn.execute("select to_regnamespace('pgcoord_private') is null").fetchone() == (True,):
+        raise WrongSchema(
+            f"schema pgcoord_private of database {conn.info.dbname!r} was dropped, and with it"
+            " rules of the tables",
+            hint="Restore a backup in another database; the tables here still have what was done"
+            " since.",
         )
 
 

@@ -49,6 +49,11 @@ _PICTURE = re.compile(
 # Below the title: the most that the feature may cost.
 _BUDGET = re.compile(r"[*_]*budget[*_]*\s*:[*_]*\s*(?P<value>.*)", re.IGNORECASE)
 
+_AMOUNT = re.compile(r"\$?\s*([0-9]{1,9}(?:\.[0-9]{1,4})?)\s*(?:USD)?")
+
+# A key of the YAML above the title, at its outermost level.
+_YAML_KEY = re.compile(r"(?P<key>[^\W\d_][\w -]*?)\s*:(?:\s|$)")
+
 _BLOCK = re.compile(r"\s*(?:#|[-+*>]|[0-9]{1,9}[.)])")
 
 # Only blocks matter here: inline markup and link definitions would cost time for nothing.
@@ -74,9 +79,12 @@ def parse_plan(
     each must occur in the plan, and each occurrence needs a value (None: leave them unchanged).
     Raises `InvalidPlan` with every fault, in the order of lines.
     """
-    lines = _without_front_matter(split_lines(text))
+    given = split_lines(text)
+    lines = _without_front_matter(given)
     problems = [*_unusable_characters(lines), *_excess(lines)]
     notes: list[Problem] = []
+    front_matter = [each for each, kept in zip(given, lines, strict=True) if each is not kept]
+    _name_unread_keys(front_matter, problems, notes)
     if not problems:
         tokens = [token for token in _markdown.parse("".join(lines)) if token.level <= 1]
         headings = list(read_headings(tokens))
@@ -84,7 +92,7 @@ def parse_plan(
         problems += lost_headings(tokens, lines, {each.start for each in headings})
         problems += other_phases(headings, starts)
         full_title, description = _read_front(tokens, headings, starts, lines, problems, title)
-        description, budget = _take_budget(description, lines, problems)
+        description, budget = _take_budget(description, lines, problems, notes)
         sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
         notes += unread_dependencies(lines, starts)
         for each in sections:
@@ -139,6 +147,21 @@ def _without_front_matter(lines: list[str]) -> list[str]:
     return ["\n"] * (end + 1) + lines[end + 1 :] if end else lines
 
 
+def _name_unread_keys(
+    front_matter: list[str], problems: list[Problem], notes: list[Problem]
+) -> None:
+    """Add a note that names the keys of the front matter, and a fault for a budget there."""
+    keys = []
+    for number, line in enumerate(front_matter, 1):
+        if match := _YAML_KEY.match(line):
+            keys.append(match["key"])
+            if match["key"].lower() == "budget":
+                expected = 'expected "Budget: $5" in the first line below the title'
+                problems.append((number, f"{match['key']}: not read in front matter; {expected}"))
+    if keys:
+        notes.append((1, f"the front matter is not read: {', '.join(keys)[:200]}"))
+
+
 def _read_front(
     tokens: list[Token],
     headings: list[Heading],
@@ -176,17 +199,23 @@ def _read_front(
 
 
 def _take_budget(
-    description: str, lines: list[str], problems: list[Problem]
+    description: str, lines: list[str], problems: list[Problem], notes: list[Problem]
 ) -> tuple[str, float | None]:
-    """Split off a `Budget:` in the first line of *description*.
+    """Split off a `Budget:` in the first line of *description*; name one in another line.
 
     Return the rest of it, and the amount in US dollars; None if there is none.
     """
     first, _, rest = description.partition("\n")
     match = _BUDGET.fullmatch(first.strip())
     if not match:
+        for other in rest.split("\n"):
+            found = _BUDGET.fullmatch(other.strip())
+            if found and _AMOUNT.fullmatch(found["value"]):
+                line = next(i for i, each in enumerate(lines, 1) if each.strip() == other.strip())
+                expected = "as a budget it is the first line below the title"
+                notes.append((line, f"{other.strip()!r:.60} is text: {expected}"))
         return description, None
-    amount = re.fullmatch(r"\$?\s*([0-9]{1,9}(?:\.[0-9]{1,4})?)\s*(?:USD)?", match["value"])
+    amount = _AMOUNT.fullmatch(match["value"])
     if not amount or float(amount[1]) < 0.01:
         expected = 'expected US dollars such as "Budget: $5"'
         line = next(number for number, each in enumerate(lines, 1) if each.strip() == first.strip())

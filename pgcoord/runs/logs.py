@@ -64,6 +64,15 @@ _NO_TROUBLE = re.compile(
     re.IGNORECASE,
 )
 
+# Every line that `_TROUBLE` matches has one of these in it, in upper or lower case, or begins with
+# `_E`: they are found in a tenth of its time.
+_SIGNS = (
+    *(b"error", b"exception", b"fail", b"fatal", b"panic", b"assert", b"traceback", b"cannot"),
+    *(b"denied", b"refused", b"not found", b"undefined", b"segmentation fault", b"killed"),
+    b"aborted",
+)
+_E = re.compile(rb"\n[Ee][\s\x80-\xff]")
+
 # Bytes at the end that are searched for what went wrong, and lines that an excerpt has at most.
 _CAUSE = 256_000
 _EXCERPT = 20
@@ -270,7 +279,7 @@ class Log:
                     log.seek(start)
                     data = log.read(end - start)
                     cut = data.find(b"\n") + 1 if start else 0
-                    offsets = [at for at, line in _lines(data[cut:]) if mentions_error(line)]
+                    offsets = [at for at, _ in _lines_of_trouble(data[cut:])]
                     if offsets:
                         return start + cut + offsets[-1]
                     # A block that ends with its only line break has no whole line in it.
@@ -282,9 +291,8 @@ class Log:
             limit = start + _MOST_LOOKED_AT
             while start < limit and (data := log.read(_BLOCK)):
                 data += log.readline(_BLOCK)
-                for at, line in _lines(data):
-                    if mentions_error(line):
-                        return start + at
+                for at, _ in _lines_of_trouble(data):
+                    return start + at
                 start += len(data)
             return None
 
@@ -314,6 +322,7 @@ class Log:
         """
         pattern = re.compile(re.escape(text.encode()), re.IGNORECASE)
         shown = re.compile(re.escape(text), re.IGNORECASE)
+        lower = text.encode().lower()
         hits: list[Hit] = []
         data, offset = b"", 0
         with self.open() as log:
@@ -324,7 +333,7 @@ class Log:
                 upto = data.rfind(b"\n") + 1 or max(0, len(data) - _OVERLAP)
                 if not block:
                     upto = len(data)
-                at = upto if _REDRAWN.search(data) else 0
+                at = upto if _is_redrawn(data) else 0
                 if at:
                     # As it is shown: a match may have colours inside, or have been overwritten.
                     for begin, words in _lines(data[:upto]):
@@ -335,7 +344,8 @@ class Log:
                         low, high = max(0, hit.start() - 200), hit.end() + 200
                         around = (words[low : hit.start()], hit[0], words[hit.end() : high])
                         hits.append(Hit(offset + begin, *around))
-                while (match := pattern.search(data, at)) and match.start() < upto:
+                is_there = lower in data.lower()  # which is found sooner than a pattern
+                while is_there and (match := pattern.search(data, at)) and match.start() < upto:
                     if len(hits) == _MOST_FOUND:
                         return hits, True
                     line, at = _hit_in(data, match, offset)
@@ -528,6 +538,22 @@ def without_controls(text: str) -> str:
 def mentions_error(line: str) -> bool:
     """Whether *line*, without escape sequences, looks like an error message."""
     return bool(_TROUBLE.search(line)) and not _NO_TROUBLE.search(line)
+
+
+def _lines_of_trouble(data: bytes) -> Iterator[tuple[int, str]]:
+    """Yield those `_lines` that mention an error."""
+    lower = data.lower()
+    if (
+        _is_redrawn(data)  # words may have colours inside
+        or any(sign in lower for sign in _SIGNS)
+        or _E.search(b"\n" + data)
+    ):
+        yield from ((at, line) for at, line in _lines(data) if mentions_error(line))
+
+
+def _is_redrawn(data: bytes) -> bool:
+    """Whether a terminal would not show *data* as it is, but for control characters."""
+    return b"\x1b" in data or (b"\r" in data and _REDRAWN.search(data) is not None)
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, str]]:

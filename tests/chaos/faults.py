@@ -31,6 +31,7 @@ KINDS = {
     "terminate_backend": 8,
     "cancel_backend": 8,
     "kill_server": 2,
+    "kill_postmaster": 3,
     "stop_server": 2,
     "restart_server": 1,
     "kill_process": 6,
@@ -219,6 +220,18 @@ class Faults:
     def _kill_server(self, dice: random.Random) -> str:
         return self._end_server(signal.SIGKILL, dice)
 
+    def _kill_postmaster(self, dice: random.Random) -> str:
+        """Kill it alone; its backends may live on. A coordinator, or else we, start it again."""
+        try:
+            pid = int((self.site.postgres.server.data / "postmaster.pid").read_text().split()[0])
+        except (OSError, IndexError, ValueError):
+            return "is down"
+        if pid in self.site.server_pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.later(dice.choice([2.0, 9.0]), self.site.postgres.start)
+        return f"{pid}"
+
     def _stop_server(self, dice: random.Random) -> str:
         return self._end_server(dice.choice([signal.SIGQUIT, signal.SIGINT]), dice)
 
@@ -236,7 +249,7 @@ class Faults:
             with suppress(ProcessLookupError):
                 os.kill(each, number)
         deadline = time.monotonic() + 20
-        while self.site.server_pids() and time.monotonic() < deadline:
+        while {*pids} & {*self.site.server_pids()} and time.monotonic() < deadline:
             time.sleep(0.05)
         self.later(seconds, self.site.postgres.start)
         return f"{signal.Signals(number).name}, down for {seconds} s"

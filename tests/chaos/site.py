@@ -116,7 +116,7 @@ class Site:
         self.marks = folder / "marks"
         self.logs = folder / "logs"
         self.seats = [Seat(number) for number in range(coordinators)]
-        self.postgres = EmbeddedPostgres(folder / "server")
+        self.postgres = EmbeddedPostgres(folder / ".pgcoord")
         self.disk: Path | None = None
         self.gave_up: list[str] = []
         self._lives = itertools.count(1)
@@ -167,9 +167,13 @@ class Site:
             self.disk = None
 
     def start(self, seat: Seat, dice: random.Random) -> None:
-        """Start a coordinator, drained or not, in one environment or another."""
+        """Start a coordinator, drained or not, in one environment or another.
+
+        Half of them keep the server up, as it is the embedded one to them.
+        """
         drains = dice.random() < 0.3
         odd = dice.choice(ODD_ENVIRONMENTS) if dice.random() < 0.3 else {}
+        named = {"DATABASE_URL": self.postgres.dsn} if dice.random() < 0.5 else {}
         if seat.is_up:
             return
         self.note_end(seat)
@@ -182,8 +186,8 @@ class Site:
                 env={
                     "PATH": os.environ["PATH"],
                     "HOME": str(self.folder),
-                    "DATABASE_URL": self.postgres.dsn,
                     "STORM_SECRET": SECRET,
+                    **named,
                     **odd,
                 },
                 stdin=subprocess.DEVNULL,

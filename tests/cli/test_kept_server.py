@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPConnection
 
+import psycopg
 import pytest
 from support import PATIENCE
 from support.database import kill_server
@@ -173,6 +174,21 @@ def test_a_server_that_cannot_start_is_not_tried_after_db_stop(bare_desk: Desk) 
     settings.write_text(before)
     serve.until("was stopped by 'pgcoord db stop'")
     assert AGAIN not in serve.output
+
+
+def test_a_server_that_dies_while_it_is_upgraded_is_started_again(bare_desk: Desk) -> None:
+    desk = bare_desk
+    assert desk.call("db", "start").returncode == 0
+    with closing(psycopg.connect(server_of(desk).dsn, autocommit=True)) as conn:
+        conn.execute("select pg_advisory_lock(hashtext('pgcoord.upgrade'))")
+        upgrade, serve = desk.start("upgrade"), desk.start("serve")
+        upgrade.until("waits for a lock")
+        serve.until("waits for a lock")
+        kill_server(server_of(desk))
+        assert upgrade.wait() == 6
+    assert "Traceback" not in upgrade.output
+    serve.until(AGAIN)
+    serve.until("leading")
 
 
 def test_of_two_that_serve_one_starts_the_server(bare_desk: Desk) -> None:

@@ -526,6 +526,38 @@ def test_trouble_is_found_behind_lines_of_any_length(tmp_path: Path) -> None:
     assert run.log.find_trouble(5_000, before=False) is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("ERROR", "MyException: x", "it failed", "a failure", "fatal: x", "Panicked", "assertion"),
+        *(
+            "Traceback",
+            "Cannot",
+            "denied",
+            "refused",
+            "Not Found",
+            "undefined",
+            "killed",
+            "aborted",
+        ),
+        *(
+            "segmentation fault",
+            "E  assert x",
+            "e\tx",
+            "\x1b[1mer\x1b[31mror\x1b[0m",
+            "12 %\rerror",
+        ),
+    ],
+)
+def test_trouble_of_each_kind_is_found_in_either_direction(tmp_path: Path, line: str) -> None:
+    run = Run(tmp_path / "run")
+    run.prepare("")
+    before = "elegant, even\nall is well\n" * 60_000
+    run.log.path.write_text(f"{before}{line}\n{before}")
+    assert run.log.find_trouble(None, before=True) == len(before)
+    assert run.log.find_trouble(5_000, before=False) == len(before)
+
+
 def test_logs_of_a_moved_project_are_found_or_reported_as_moved(desk: Desk, tmp_path: Path) -> None:
     before = tmp_path / "before"
     before.mkdir()

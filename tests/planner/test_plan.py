@@ -402,6 +402,25 @@ def test_front_matter_and_pictures_may_stand_above_the_title() -> None:
     badges = '<img src="a.png">\n\n[![ci](a.svg)](b) ![c](d)\n\n'
     plan = parse(f"{front}{badges}{HEAD}{PHASE_1}")
     assert (plan.title, plan.phases[0].line) == ("T", 10)
+    assert plan.notes == ("plan.md:1: the front matter is not read: title",)
+
+
+def test_what_the_front_matter_says_is_not_lost_in_silence() -> None:
+    front = "---\n# of our editor\ntags:\n  - a: b\nmax attempts: 3\n---\n"
+    assert parse(f"{front}{HEAD}{PHASE_1}").notes == (
+        "plan.md:1: the front matter is not read: tags, max attempts",
+    )
+    expected = 'expected "Budget: $5" in the first line below the title'
+    assert problems(f"---\nowner: dana\nbudget: 5\n---\n{HEAD}{PHASE_1}") == [
+        f"3: budget: not read in front matter; {expected}"
+    ]
+    assert parse(f"---\n---\n{HEAD}{PHASE_1}").notes == ()
+
+
+def test_a_budget_that_is_not_below_the_title_is_named() -> None:
+    assert parse(f"# T\n\nAbout it.\n\nBudget: $5\n\n{PHASE_1}").notes == (
+        "plan.md:5: 'Budget: $5' is text: as a budget it is the first line below the title",
+    )
 
 
 def test_lists_however_deep_do_not_hide_the_next_phase() -> None:

@@ -135,6 +135,23 @@ async def test_a_job_whose_submission_a_failover_lost_is_found_at_its_engine(
     assert engine.asked["submit"] == 1
 
 
+async def test_a_job_that_runs_and_has_not_asked_to_begin_is_named(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        job.seen = replace(job.seen, state=EngineState.RUNNING, node="node1")
+        words = "it started on node1, and nothing is heard of it yet"
+        await watch.until_found(
+            f"select from pgcoord.why('queue-1-1') where words ~ ', job 1: {words}$'"
+        )
+        await job.begin(watch.conn)
+        await watch.until_found(
+            "select from pgcoord.why('queue-1-1') where words ~ '^runs since .* on node1, job 1$'"
+        )
+
+
 async def test_a_begin_by_the_folder_is_logged_once(
     dsn: str,
     tmp_path: Path,
@@ -375,6 +392,10 @@ async def test_a_job_that_comes_as_the_queries_for_no_job_end_is_asked_for(
     [
         ("loading modules\npython3: not found\n", "python3: not found\nloading modules"),
         (
+            "pgcoord: it runs nothing: no answer\nslurmstepd: no such socket\n",
+            "pgcoord: it runs nothing: no answer\nslurmstepd: no such socket",
+        ),
+        (
             'File "/shared/1-a/job.sh", line 2\nSyntaxError: invalid syntax\n',
             "job.sh was given to python3: it is a program to run as it is, or by sh\n"
             'File "/shared/1-a/job.sh", line 2\nSyntaxError: invalid syntax',
@@ -385,7 +406,7 @@ async def test_a_job_that_comes_as_the_queries_for_no_job_end_is_asked_for(
             'File "/shared/1-a/job.py", line 9\nSyntaxError: invalid syntax',
         ),
     ],
-    ids=["none", "for sh", "old"],
+    ids=["none", "ours", "for sh", "old"],
 )
 async def test_why_a_job_never_began_is_said_in_the_first_line(
     log: str, said: str, dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
@@ -492,7 +513,7 @@ async def test_people_see_pool_engine_job_node_and_reason(
         assert re.search(
             r"pool far \(fake\): \d queue-1-1 \(on node1, job 1\)", await said("status")
         )
-        assert "phase 1, on node1, job 1" in (await site.client.get("/")).text
+        assert "phase 1 on node1, job 1 of" in (await site.client.get("/")).text
         page = (await site.client.get("/phases/queue-1-1")).text
         for words in ("far (fake)", "node1", "job 1"):
             assert words in page

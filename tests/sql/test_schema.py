@@ -504,3 +504,13 @@ def test_the_wheel_holds_sql_and_web_and_finds_them(tmp_path: Path) -> None:
     )
     functions = tmp_path / "installed" / "pgcoord" / "sql" / "functions"
     assert found.stdout.split() == [str(functions / path.name) for path in FUNCTION_FILES]
+
+
+def test_a_dropped_schema_is_named_with_what_to_do(dsn: str) -> None:
+    change(dsn, "drop schema pgcoord_private cascade")
+    words = r"schema pgcoord_private of database '\w+' was dropped, and with it rules"
+    with pytest.raises(WrongSchema, match=words) as caught:
+        check(dsn)
+    assert "Restore a backup" in str(caught.value.hint)
+    with pytest.raises(WrongSchema, match=words):
+        upgrade(dsn)
