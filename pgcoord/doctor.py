@@ -119,7 +119,9 @@ def _worktrees(configuration: Configuration, environment: Mapping[str, str]) -> 
             continue
         if git.attempt("merge-tree", "--write-tree", "HEAD", "HEAD").returncode:
             words = f"workflow {name}: git is older than 2.38"
-            remedy = "without a newer one, the branch of a feature lacks what was done side by side"
+            remedy = (
+                "without a newer one, the branch of a feature lacks the work of parallel phases"
+            )
             findings.append(Finding("worktrees", "warn", words, remedy))
         else:
             words = f"workflow {name}: worktrees of {repository.top}"
@@ -210,7 +212,7 @@ async def _wake_ups(dsn: str, conn: Connection) -> Finding:
             if pooled
             else "a notification did not arrive within a second"
         )
-        remedy = _DIRECT if pooled else "is what is between here and the server a pooler?"
+        remedy = _DIRECT if pooled else "is there a pooler between here and the server?"
         return Finding("wake-ups", "fail", words, remedy)
     words = f"a notification takes {1000 * seconds:.1f} ms"
     words += " through a pooler in session mode" if pooled else ""
@@ -228,7 +230,9 @@ async def _settings(dsn: str) -> Finding:
         return Finding("settings", "fail", BALANCED, UNBALANCED)
     if differing:
         words = "; ".join(f"{name} is {value}, not {wanted}" for name, wanted, value in differing)
-        remedy = "what is between here and the server does not keep them: give its own address"
+        remedy = (
+            "a proxy between here and the server does not keep them: give the server's own address"
+        )
         return Finding("settings", "fail", words, remedy)
     through = " through pgpool-II, which sends all to the primary" if balancer else ""
     words = f"those that the coordinator depends on are in force{through}"
@@ -373,7 +377,7 @@ def _reports(configuration: Configuration | None) -> Finding:
         "reports",
         "warn",
         f"processes report to {url}: {trouble}",
-        "mend public_url of [server], or what is between; until then they are kept with the runs",
+        "mend public_url of [server], or the proxy; until then reports are kept with the runs",
     )
 
 

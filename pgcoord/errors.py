@@ -7,7 +7,7 @@ CoordError
 ├── NotFound                4  no such feature or phase
 ├── Refused                 3  the database does not allow it in the present state
 │   ├── StaleAttempt           an attempt that was given up
-│   ├── ChangedMeanwhile       somebody else changed what was to be changed
+│   ├── ChangedMeanwhile       somebody else has changed the row meanwhile
 │   ├── AnotherLeads           this coordinator does not lead (any more)
 │   └── Locked                 somebody else holds a lock for too long
 ├── NotNow                  1  GitHub or an engine cannot do it now: a limit, or an outage
@@ -67,7 +67,7 @@ class StaleAttempt(Refused):
 
 
 class ChangedMeanwhile(Refused):
-    """Somebody else has changed what was to be changed."""
+    """Somebody else has changed the row since the caller read it."""
 
 
 class AnotherLeads(Refused):

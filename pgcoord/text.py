@@ -39,7 +39,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return *text* as `printable` does, with its tabs and line feeds written so, too."""
+    """Return *text* as `printable` does, with its tabs and line feeds escaped as well."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 

@@ -81,7 +81,7 @@ def _in_plain_words() -> Iterator[None]:
     except psycopg.OperationalError as error:
         raise DatabaseUnusable(
             f"nothing was changed: {message_of(error)}",
-            hint="Run it again when the database is well.",
+            hint="Run it again when the database is available.",
         ) from error
     except psycopg.Error as error:
         raise Refused(
@@ -164,7 +164,7 @@ def undo(conn: Connection, *, dry_run: bool = False) -> list[str] | None:
         holders = _words(conn, "hold")
         if holders:
             raise Refused(
-                "others have made what would go with it:\n" + _some(holders),
+                "objects of others depend on the new tables:\n" + _some(holders),
                 hint="Move it elsewhere or drop it, then undo.",
             )
         changed_since = _words(conn, "since")
@@ -292,7 +292,7 @@ def _refuse_ran(conn: Connection) -> None:
     if ran:
         raise Refused(
             f"phases have run since: {_some(ran, ', ')}",
-            hint="What they did cannot be taken back. The old rows are still in pgcoord_v1.",
+            hint="Their effects cannot be undone. The old rows are still in pgcoord_v1.",
         )
 
 
@@ -333,7 +333,7 @@ def _copy(conn: Connection, source: Path) -> dict[str, str | None]:
     except sqlite3.Error as error:
         raise InvalidInput(
             f"{source} cannot be read: {error}",
-            hint="It has to be version 1's SQLite database, which nobody writes to meanwhile.",
+            hint="It has to be version 1's SQLite database, to which no process writes now.",
         ) from error
     return dict.fromkeys(names)
 

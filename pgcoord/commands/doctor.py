@@ -1,4 +1,4 @@
-"""The command that says what is wrong: doctor."""
+"""The command that finds faults of an installation: doctor."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +46,7 @@ def doctor(
     config: Config = None,
     dsn: Dsn = None,
 ) -> None:
-    """Check the installation: print what is wrong, and the remedy.
+    """Check the installation: print each fault with its remedy.
 
     SQL does most of the checks: select * from pgcoord.checkup().
     """

@@ -105,8 +105,8 @@ def delete(
 ) -> None:
     """Remove a phase or a feature with its history; no phase of it may run.
 
-    It is shown first. What depended on a removed phase waits: 'pgcoord edit … --after' says for
-    what else. 'pgcoord prune' removes all that was finished.
+    It is shown first. Dependents of a removed phase wait until 'pgcoord edit … --after' names
+    other prerequisites. 'pgcoord prune' removes finished features.
     """
     from pgcoord.database import actions, reads
 
@@ -153,13 +153,13 @@ async def _phase_in_words(conn: "Connection", queue_id: str) -> str:
         if shown.phase_number in each.depends_on_phases and each.status in ("queued", "blocked")
     ]
     words = f"{queue_id}  {shown.title}: {shown_status(shown)}"
-    return f"{words}; what depends on it waits then: {', '.join(waiting)}" if waiting else words
+    return f"{words}; its dependents then wait: {', '.join(waiting)}" if waiting else words
 
 
 def _read(folder: Path, path: Path) -> str:
     text = read_text(path if str(path) == "-" else folder / path).replace("\r\n", "\n")
     if "\0" in text:
-        raise InvalidInput(f"{path}: it has a NUL in it: expected plain text")
+        raise InvalidInput(f"{path}: it contains a NUL character: expected plain text")
     return text
 
 

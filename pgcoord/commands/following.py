@@ -1,4 +1,4 @@
-"""`logs -f`: print what is appended to a log, attempt after attempt, until the phase ends.
+"""`logs -f`: print new output of a log, attempt after attempt, until the phase ends.
 
 The database is read only when it has notified; the file is read four times a second. Separate from
 `logs`, so that plain `logs` does not import it.
@@ -199,6 +199,6 @@ class _GrowingLog:
         return chunk
 
     def _was_rewritten(self, file: IO[bytes]) -> bool:
-        """Whether the bytes read last are not there any more; the size may be the same by now."""
+        """Whether the bytes read last are not there any more; the size may be the same again."""
         before = max(0, file.tell() - len(self._last))
         return os.pread(file.fileno(), len(self._last), before) != self._last

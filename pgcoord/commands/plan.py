@@ -199,7 +199,9 @@ def _sources(phase: "PlannedPhase") -> list[str]:
     """Return one line for *phase*: the lines of the plan that its heading and its keys stand on."""
     sources = [f"{key} of line {line}" for key, line in phase.taken]
     if "depends on" not in dict(phase.taken) and phase.depends_on:
-        sources.append(f"after phase {phase.depends_on[0]}, the one before: it says nothing")
+        sources.append(
+            f"after phase {phase.depends_on[0]}, the one before: this one names no prerequisite"
+        )
     size = len(phase.prompt)
     prompt = f"a prompt of {size:,} characters" if size else "no prompt"
     state = ", completed" if phase.is_completed else ""
@@ -358,14 +360,14 @@ def _plan_file(planner: "FeaturePlanner", path: Path, hours: float | None) -> _C
         return None, Feature(read.title, read.description), Planned(rows, "file"), _USUAL_SLOTS
     feature = described_by(text, hours)
     if not feature.title:
-        raise InvalidInput(f"{path}: it is empty: expected a title, and below it what it is about")
+        raise InvalidInput(f"{path}: it is empty: expected a title, and a description below it")
     return None, feature, asyncio.run(planner.plan(feature)), _USUAL_SLOTS
 
 
 def _read(path: Path) -> str:
     text = read_text(path)
     if "\0" in text:
-        raise InvalidInput(f"{path}: it has a NUL in it: expected plain text")
+        raise InvalidInput(f"{path}: it contains a NUL character: expected plain text")
     return text
 
 

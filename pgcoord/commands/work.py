@@ -116,7 +116,7 @@ def run(
 
     The exit status is 0 only if every phase completed. Where a coordinator runs already (pgcoord
     serve), it does the work, and this command only watches. Otherwise this command leads: it also
-    starts what else is queued, and when its own feature has ended it waits for what it started.
+    starts other queued phases, and when its own feature has ended it waits for those it started.
     """
     if (plan is None) == (feature is None):
         raise typer.BadParameter("give a plan, or --feature with a number.", param_hint="PLAN")

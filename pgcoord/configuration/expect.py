@@ -33,7 +33,7 @@ def file(folder: Reader, example: str, value: object) -> Path:
 
 
 def cron(value: object) -> str:
-    """A cron expression with five fields that comes at all."""
+    """A cron expression with five fields that has a due time."""
     from pgcoord.configuration.cron import NeverDue, due_times
 
     if not isinstance(value, str):
@@ -239,7 +239,7 @@ def choice(words: tuple[str, ...], value: object) -> str:
 
 
 def folder(base: Path, value: object) -> Path:
-    """A folder, absolute; relative to *base* if it is not."""
+    """A folder, absolute; a relative one is taken from *base*."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f'expected a folder such as "jobs", not {value!r:.60}')
     return base / os.path.expanduser(value)
@@ -262,9 +262,7 @@ def variables(value: object) -> tuple[tuple[str, ...], dict[str, str]]:
         return environment(value), {}
     for name, each in value.items():
         if each is not True and not isinstance(each, str):
-            raise ValueError(
-                f"{name}: expected a text, or true to let it through, not {each!r:.60}"
-            )
+            raise ValueError(f"{name}: expected a text, or true to pass it on, not {each!r:.60}")
         if isinstance(each, str) and "\0" in each:
             raise ValueError(f"{name}: expected a text without NUL")
     environment(list(value))
@@ -360,6 +358,7 @@ def _brace_problems(argument: str, placeholders: Sequence[str] = PLACEHOLDERS) -
     for match in BRACES.finditer(argument):
         name = match[2]
         if name is None and match[1] is None:
-            yield f"unbalanced {match[0]} in {argument!r:.60}; a brace itself is {match[0] * 2}"
+            literal = f"write {match[0] * 2} for a literal brace"
+            yield f"unbalanced {match[0]} in {argument!r:.60}; {literal}"
         elif name is not None and name not in placeholders and not results.NAME.fullmatch(name):
             yield f"unknown placeholder {{{name}}}{did_you_mean(name, placeholders)}"

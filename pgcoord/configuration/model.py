@@ -182,8 +182,8 @@ class Schedule:
 
     *cron*: when, as in a crontab. *timezone*: its zone (None: that of the database). *overlap*,
     *missed*: what happens while the last run goes on, and with times at which nothing ran.
-    *parameters*: the values of the plan's `{param.NAME}`. *feature*: what the plan says
-    (`plan.read_schedules`; None: not read yet).
+    *parameters*: the values of the plan's `{param.NAME}`. *feature*: the feature that the
+    plan describes (`plan.read_schedules`; None: not read yet).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Read the workflows and checks of pgcoord.toml, and find what contradicts itself."""
+"""Read the workflows and checks of pgcoord.toml, and find keys that contradict each other."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -275,7 +275,9 @@ class Coordinator:
                 if self._supervised:
                     await self._renew_lease()
             self._declares_anew = False  # before: it may be set again while this one asks
-            lead_answer = await self.unless_stopped(lead.look() if self._draining else lead.ask())
+            lead_answer = await self.unless_stopped(
+                lead.look() if self._draining else lead.try_to_lead()
+            )
             if lead_answer is None or lead.leader is None:
                 return False
             if lead.leader.led:
@@ -667,7 +669,7 @@ class Coordinator:
                 supervised.assignment, lambda each: each.disown(), supervised.lead_checked_at
             )
         except AnotherLeads as error:
-            logger.warning("%s is left to whoever leads now: %s", supervised.assignment, error)
+            logger.warning("%s is left to the present leader: %s", supervised.assignment, error)
             self._leadership.wake()  # this coordinator may lead again, with a new epoch
         except Stopped as error:
             logger.warning(

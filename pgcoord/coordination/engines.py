@@ -199,14 +199,14 @@ class Watch:
         self.engine = engine
         self.calls = asyncio.Semaphore(_AT_ONCE)
         self.seen: Mapping[str, Sequence[ListedJob]] = {}
-        self.asked_at = -1.0  # loop time of the last query that was answered; -1: none was
-        self.is_retired = False  # its pool is declared otherwise now: only what waits is watched
+        self.queried_at = -1.0  # loop time of the last query that was answered; -1: none was
+        self.is_retired = False  # declared differently by now: only supervised jobs are watched
         self._pool = pool
         self.shares_folder = shares_folder
         self._names = names
         self._coordination = coordination
         self._waiting: set[Watcher] = set()
-        self._looker: asyncio.Task[None] | None = None
+        self._folder_task: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self._strays: dict[str, int] = {}
@@ -214,24 +214,24 @@ class Watch:
         self._is_streaming = False
         self._unanswered: tuple[float, NotNow] | None = None
 
-    async def ask(self) -> Mapping[str, Sequence[ListedJob]]:
+    async def query(self) -> Mapping[str, Sequence[ListedJob]]:
         """Query the engine; return {name of a job: its jobs}, no older than this call.
 
-        Concurrent calls share one query. Sets `seen` and `asked_at`. Raises `NotNow` when the
+        Concurrent calls share one query. Sets `seen` and `queried_at`. Raises `NotNow` when the
         engine does not answer.
         """
         began_at = now()
         async with self._asking:
             if self._unanswered and self._unanswered[0] >= began_at:
                 raise self._unanswered[1]
-            if self.asked_at < began_at:
-                asked_at = now()
+            if self.queried_at < began_at:
+                queried_at = now()
                 try:
                     self.seen = await self.engine.find()
                 except NotNow as error:
-                    self._unanswered = asked_at, error
+                    self._unanswered = queried_at, error
                     raise
-                self.asked_at, self._unanswered = asked_at, None
+                self.queried_at, self._unanswered = queried_at, None
             return self.seen
 
     @contextmanager
@@ -242,14 +242,14 @@ class Watch:
         """
         self._waiting.add(watcher)
         self.hurry()
-        if watcher.folder and (self._looker is None or self._looker.done()):
-            self._looker = self._coordination.create_task(self._look_again_and_again())
+        if watcher.folder and (self._folder_task is None or self._folder_task.done()):
+            self._folder_task = self._coordination.create_task(self._poll_folders())
         try:
             yield
         finally:
             self._waiting.discard(watcher)
 
-    async def _look_again_and_again(self) -> None:
+    async def _poll_folders(self) -> None:
         """Read the shared folders of all jobs every `FOLDER_INTERVAL` s, in one thread for all."""
         while not self._coordination.is_stopping:
             watchers = [each for each in self._waiting if each.folder]
@@ -271,12 +271,12 @@ class Watch:
         """Query at the shortest interval for now: a job was submitted, or should change soon."""
         self._hurried.set()
         if self._task is None:
-            self._task = self._coordination.create_task(self._ask_again_and_again())
+            self._task = self._coordination.create_task(self._poll_engine())
 
-    async def _ask_again_and_again(self) -> None:
+    async def _poll_engine(self) -> None:
         listener = asyncio.create_task(self._follow_changes())
         try:
-            await self._ask_in_turn()
+            await self._query_in_turn()
         finally:
             self._task = None  # before the next await: a job that comes now needs another task
             listener.cancel()
@@ -299,14 +299,14 @@ class Watch:
             self._is_streaming = False
             await asyncio.sleep(ASKS[1])
 
-    async def _ask_in_turn(self) -> None:
+    async def _query_in_turn(self) -> None:
         every = ASKS[0]
         trouble = None
         while not self._coordination.is_stopping:
             self._hurried.clear()
             before = self.seen
             try:
-                await self.ask()
+                await self.query()
                 if trouble:
                     logger.info("pool %s: its engine answers again", self._pool)
                 trouble = None
@@ -404,15 +404,15 @@ class Engines:
                 self.pool(name).watch.hurry()
 
     def pool_of(self, assignment: Assignment) -> "Pool":
-        """Return the pool of an attempt; if its job was given to another launcher, what is left.
+        """Return the pool of an attempt; for a job of its former launcher, that engine's pool.
 
-        The launcher that the pool has by now knows no such job, which says nothing.
+        The pool's present launcher does not know that job, which proves nothing about it.
         """
         name = assignment.pool
         if assignment.attempt_id not in self._moved:
             return self.pool(name)
         if name not in self._former:
-            engine = _Unusable(f"its job was given to another launcher than pool {name} has by now")
+            engine = _Unusable(f"its job is at the former launcher of pool {name}")
             self._former[name] = self._make_pool(name, engine, shares_folder=True)
         return self._former[name]
 
@@ -442,7 +442,7 @@ class Engines:
         launcher = declared.launcher if declared else "none"
         if declared is None or launcher not in LAUNCHERS:
             return _Unusable(
-                f"jobs of pool {name} run on an engine, and its launcher is {launcher} by now"
+                f"jobs of pool {name} run on an engine, and its launcher is now {launcher}"
             )
         try:
             return LAUNCHERS[launcher](declared.settings, self._coordination.environment)
@@ -539,7 +539,7 @@ class EngineSupervision(Supervision):
             await super()._prepare()
 
     async def _write_files(self, prompt: str, inputs: str, user: str | None) -> None:
-        """Write them where the nodes can read them."""
+        """Write the files of the run if the nodes share the folder."""
         if self._pool.watch.shares_folder:
             await super()._write_files(prompt, inputs, user)
 
@@ -682,7 +682,7 @@ class EngineSupervision(Supervision):
     async def _last_written(self) -> float | None:
         """Return when the job last wrote; a log that is copied is copied first, as that is late."""
         if not self._watcher.folder and not await self._copy_log(at_once=True):
-            return time.time()  # while the engine does not answer, no silence is known of
+            return time.time()  # an engine that does not answer proves no silence
         return await super()._last_written()
 
     async def _wait_for_news(self) -> None:
@@ -724,7 +724,7 @@ class EngineSupervision(Supervision):
         return True
 
     async def _answer(self, request: Mapping[str, Any]) -> str | None:
-        """Let a copy of the job begin (`jobs.begin_job`); return why not, None if it may."""
+        """Let a copy of the job begin (`jobs.begin_job`); return why not, or None."""
         answer = await self._coordinator.execute_with_retry(
             lambda conn: jobs.begin_job(
                 conn,
@@ -743,7 +743,7 @@ class EngineSupervision(Supervision):
         """Apply the engine's last answer to this job; return whether the attempt has ended."""
         watch = self._pool.watch
         sure_at = self._since + (0.0 if self._job is not None else UNSURE)
-        if watch.asked_at < sure_at and self.name not in watch.seen:
+        if watch.queried_at < sure_at and self.name not in watch.seen:
             return False
         listed = watch.seen.get(self.name, ())
         live = [each for each in listed if each.state is not EngineState.ENDED]
@@ -755,7 +755,7 @@ class EngineSupervision(Supervision):
             self._quiet_since = now()
             watch.hurry()
         patience = SILENT if self._begun and not self.is_ending else SETTLED
-        if now() - self._quiet_since < patience or watch.asked_at < self._quiet_since:
+        if now() - self._quiet_since < patience or watch.queried_at < self._quiet_since:
             return False
         return await self._conclude_without_report(listed)
 
@@ -800,7 +800,7 @@ class EngineSupervision(Supervision):
         if status is None:
             await self._give_up(
                 "lost",
-                f"nothing is heard of it ({words}); its process may still run",
+                f"no report of it came ({words}); its process may still run",
             )
             return True
         tail = await self.job.log_tail() if status else ""
@@ -820,7 +820,7 @@ class EngineSupervision(Supervision):
         except (CannotStart, InvalidConfiguration, OSError) as error:
             self._submissions = _MOST_SUBMISSIONS
             logger.warning("%s cannot be submitted: %s", self.assignment, error)
-        except StaleAttempt as error:  # it must end; `update` will say so in a moment
+        except StaleAttempt as error:  # it must end; `update` is called for that
             self._quiet_since = None
             logger.info("%s is not submitted again: %s", self.assignment, error)
 
@@ -843,7 +843,7 @@ class EngineSupervision(Supervision):
         """Call *end* for each living job of this name; retry while the engine does not answer."""
         while True:
             try:
-                for each in (await self._pool.watch.ask()).get(self.name, ()):
+                for each in (await self._pool.watch.query()).get(self.name, ()):
                     if each.state is not EngineState.ENDED:
                         async with self._pool.watch.calls:
                             await end(each.job)
@@ -889,7 +889,9 @@ def engine_messages(folder: Path) -> str:
         lines = [f"the node wrote nothing to {folder}: is that folder shared with it?"]
     elif "SyntaxError" in text and "/job.sh" in text:
         lines.append("job.sh was given to python3: it is a program to run as it is, or by sh")
-    elif "SyntaxError" in text:  # of the wrapper, whose first statement an older one does not know
+    elif (
+        "SyntaxError" in text
+    ):  # from the wrapper: Python before 3.8 does not know its first statement
         lines.append("the python3 of the node is older than 3.8, or none")
     return "".join(f"\n{line}" for line in lines)
 

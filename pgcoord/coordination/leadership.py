@@ -155,11 +155,11 @@ class Leadership:
         self._timeline = server
 
     def declare(self, workflows: Iterable[Workflow], pools: Iterable[Pool]) -> None:
-        """Have the next `ask` that takes the lead declare *workflows* and *pools*."""
+        """Have the next `try_to_lead` that succeeds declare *workflows* and *pools*."""
         self._workflows = [_declared(workflow) for workflow in workflows]
         self._pools = [_declared_pool(pool) for pool in pools]
 
-    async def ask(self) -> bool:
+    async def try_to_lead(self) -> bool:
         """Take the lead, or read which coordinator has it; return whether `leader` changed.
 
         Waits up to 2 s. SQL: pgcoord_private.lead.

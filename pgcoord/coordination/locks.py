@@ -59,7 +59,7 @@ class LockWaits:
     async def until_free(self, name: str) -> None:
         """Wait until the lock *name* is free, half a minute at most.
 
-        The caller repeats its statement then, which may need another lock by now.
+        The caller then repeats its statement, which may need another lock.
         """
         task = self._tasks.get(name)
         if task is None:

@@ -62,7 +62,7 @@ class Schedules:
                 except Stopped:
                     return
                 except AnotherLeads as error:
-                    logger.info("schedules are left to whoever leads now: %s", error)
+                    logger.info("schedules are left to the present leader: %s", error)
                 except Exception:
                     logger.exception("schedules are looked at again in %.0f s", _RETRY_AFTER)
                     seconds = _RETRY_AFTER

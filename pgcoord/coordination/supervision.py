@@ -46,7 +46,7 @@ KILLED = 128 + 9
 # Seconds for which a proof of our lead is good enough to start a job without a new one.
 _TRUSTED_FOR = 1.0
 
-# Seconds after which to look whether a quiet job writes again.
+# Seconds between two checks whether a quiet job writes again.
 _RECHECK = 60.0
 
 # Errors for what the machine lacks at the moment: they fail no phase.

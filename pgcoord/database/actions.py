@@ -134,10 +134,10 @@ async def edit_phase(
         ):
             raise ChangedMeanwhile(
                 f"{queue_id} was changed since it was looked at",
-                hint="Look at it as it is now; what is sent after that replaces it.",
+                hint="Read its present columns first; a change that you send after that is stored.",
             )
         raise Refused(
-            f"{queue_id} runs or is completed: what it was asked stays as it is",
+            f"{queue_id} runs or is completed: its prompt and settings cannot change",
             hint="A failed or cancelled one can be changed, and retried.",
         )
 

@@ -54,7 +54,7 @@ async def lead(
     after: int,
     pools: Sequence[Mapping[str, object]] = (),
 ) -> Lead:
-    """Take the lead on *conn*, which holds it until it closes, or return who has it.
+    """Take the lead on *conn*, which holds it until it closes, or return its holder.
 
     Waits up to 2 s. A new lead has an epoch higher than *after*. SQL: pgcoord_private.lead.
     """
@@ -156,7 +156,7 @@ async def pools(conn: Connection) -> list[DeclaredPool]:
 
 
 async def moved_attempts(conn: Connection) -> set[int]:
-    """Return the open attempts whose job another launcher has than their pool names by now."""
+    """Return the open attempts whose job is at another launcher than that of their pool now."""
     value = await fetch_value(
         conn,
         "select array_agg(a.id) from pgcoord.attempt as a join pgcoord.pool as o on o.name = a.pool"

@@ -74,7 +74,7 @@ class Server:
 
 @dataclass(frozen=True)
 class _Identity:
-    """The user that the programs run as: by a command in front, as an ordinary user, or as we."""
+    """The user that the programs run as: by a command in front, as an ordinary user, or as ours."""
 
     prefix: tuple[str, ...] = ()
     user: int | None = None
@@ -230,7 +230,7 @@ class EmbeddedPostgres:
     def dump(self, file: Path) -> None:
         """Write the whole database to *file*, in the custom format of pg_dump, at one moment.
 
-        It is complete, or not there. Raises `CannotStart` with what pg_dump says.
+        It is complete, or not there. Raises `CannotStart` with the output of pg_dump.
         """
         part = file.with_name(f"{file.name}.part")
         with _explained(self.state):
@@ -240,13 +240,13 @@ class EmbeddedPostgres:
     def restore(self, file: Path) -> None:
         """Read what `dump` wrote into the database, which is empty; all of it, or nothing.
 
-        Raises `CannotStart` with what pg_restore says.
+        Raises `CannotStart` with the output of pg_restore.
         """
         with _explained(self.state):
             self._call("pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", file)
 
     def _call(self, program: str, *arguments: str | Path) -> None:
-        """Run a client of Postgres on the database; raise `CannotStart` with what it says."""
+        """Run a client of Postgres on the database; raise `CannotStart` with its output."""
         environment = {key: value for key, value in os.environ.items() if key[:2] != "PG"}
         completed = subprocess.run(
             [self.binaries.directory / program, f"--dbname={self.dsn}", *arguments],

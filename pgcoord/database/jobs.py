@@ -48,7 +48,7 @@ async def note_job(
 
 
 async def secret_of(conn: Connection, attempt_id: int) -> str | None:
-    """Return the secret that signs what the job of an attempt says; None without such an attempt.
+    """Return the secret that signs the requests of an attempt's job; None without such an attempt.
 
     SQL: pgcoord_private.secret_of.
     """
@@ -74,7 +74,7 @@ async def begin_job(
 
 
 async def note_refused_begin(conn: Connection, attempt_id: int, reason: str) -> None:
-    """Record that somebody was refused before the database was asked.
+    """Record a begin that was refused before the database was asked, for *reason*.
 
     SQL: pgcoord_private.note_refused_begin.
     """

@@ -74,7 +74,7 @@ class InLine(Record):
 
 
 class Backlog(Record):
-    """Numbers of queued phases: waiting for a slot, for other phases, a pause, a retry, a yes."""
+    """Numbers of queued phases: waiting for a slot, other phases, a pause, a retry, an approval."""
 
     in_line: int
     for_phases: int
@@ -118,7 +118,7 @@ class Costs(Record):
 
     @property
     def tokens(self) -> int:
-        """All that were read and written."""
+        """All tokens, read and written."""
         return sum((each.tokens_in or 0) + (each.tokens_out or 0) for each in self.by_workflow)
 
 
@@ -382,7 +382,7 @@ async def attention(conn: Connection, feature_id: int | None = None) -> list[Att
 async def feature_rows(
     conn: Connection, show: str, search: str | None, limit: int
 ) -> list[FeatureRow]:
-    """Return features, open ones first; *kind*: all, attention, in_progress, … or a state."""
+    """Return features, open ones first; *show*: all, attention, in_progress, … or a state."""
     return await fetch_rows(
         conn,
         FeatureRow,

@@ -74,7 +74,7 @@ def read_access(
     if token is None and (read_token or not is_loopback(address)):
         why = "PGCOORD_READ_TOKEN alone" if read_token else f"{address} can be reached by others"
         raise CannotStart(
-            f"{why}: PGCOORD_TOKEN, the secret of those who may change things, has to be set",
+            f"{why}: PGCOORD_TOKEN, the secret that permits changes, has to be set",
             hint='For example: export PGCOORD_TOKEN="$(openssl rand -hex 32)"',
         )
     public = urlsplit(server.public_url) if server.public_url else None

@@ -95,7 +95,9 @@ async def github_event(request: Request) -> Response:
     settings = state.coordinator.configuration.github
     secret = state.access.github_secret
     if settings is None or secret is None:
-        raise HTTPException(404, "no webhook_secret in [github] of pgcoord.toml: nothing is taken")
+        raise HTTPException(
+            404, "no webhook_secret in [github] of pgcoord.toml: no event is accepted"
+        )
     body = await read_body(request, BODY_LIMIT)
     _check_signature(body, request.headers.get("x-hub-signature-256", ""), secret)
     event = parse_json(body)

@@ -100,13 +100,13 @@ class AppState:
     async def has_ended(self, login: str) -> bool:
         """Whether the log-in with this digest was ended.
 
-        False where the database does not answer: then it answers nobody else's question either.
+        False where the database does not answer: then no other query is answered either.
         """
         try:
             async with self.database.connection() as conn:
                 return await logins.login_has_ended(conn, login)
         except (psycopg.Error, CoordError) as error:
-            logger.debug("cannot look whether a log-in was ended: %s", error)
+            logger.debug("cannot check whether a log-in was ended: %s", error)
             return False
 
     async def end_login(self, request: Request) -> None:

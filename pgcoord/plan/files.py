@@ -66,9 +66,9 @@ def check_environment(path: Path, plan: Plan, configuration: Configuration) -> N
 
 
 def read_schedules(configuration: Configuration) -> Configuration:
-    """Return *configuration* with what the plans of its schedules say now; log their notes.
+    """Return *configuration* with the features of its schedules, read from their plans; log notes.
 
-    Raises `InvalidConfiguration` with every fault of every plan, and whose it is.
+    Raises `InvalidConfiguration` with every fault of every plan, each with its schedule.
     """
     problems: list[str] = []
     read: dict[str, Schedule] = {}

@@ -18,7 +18,7 @@ def write_plan(
 ) -> str:
     """Return the Markdown of a plan; *rows* are objects as in `Plan.feature`'s "phases".
 
-    *literal*: the text is stored, so what looks like a parameter is none: it gets double braces.
+    *literal*: the text is stored text, in which `{param.x}` is no parameter: it gets double braces.
     Nothing is validated. `parse_plan` reads the same phases back unless a value cannot be expressed
     in a plan; a caller that depends on that must compare.
     """

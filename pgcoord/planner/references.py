@@ -177,7 +177,7 @@ def _groups(statement: str, labels: dict[str, str]) -> Iterator[list[str]]:
 def todos_in(lines: Sequence[str]) -> str:
     """Return the `todos` of YAML front matter as a numbered list; "" if it has none.
 
-    What is completed or cancelled has a ticked box. A dependency is "(depends on 1, 2)".
+    A completed or cancelled item has a ticked box. A dependency is "(depends on 1, 2)".
     """
     todos: list[dict[str, list[str]]] = []
     inside, column, key = False, 0, ""

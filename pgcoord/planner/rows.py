@@ -1,6 +1,6 @@
 """Changes of a plan's phases, made in its text.
 
-Only what a change is about is written anew: headings and dependencies of phases, and each
+Only changed parts are written anew: headings and dependencies of phases, and each
 `{result.N.key}` that names a phase whose number changed. Every other byte stays as its author wrote
 it, whether or not it belongs to a phase.
 """
@@ -137,7 +137,7 @@ def _change_phase(
             at = _first_key(phase, lines)
             lines[at] = f"Depends on: {rewrite('')}\n{lines[at]}"
     elif source > phase.line:
-        # Prose counts only without a key; then all of it must say the same.
+        # Prose is read only without a key; then all its sentences must name the same phases.
         prose = [first + at for at, _ in needs_of_prose(lines[first:end])]
         for at in prose if _is_prose(phase, lines, source - 1) else [source - 1]:
             lines[at] = _rewrite_value(lines[at], rewrite)
@@ -188,7 +188,7 @@ def _rewrite_needs_of_title(title: str, rewrite: Callable[[str], str]) -> str:
 
 
 def _with_references(line: str, phase: PlannedPhase, numbers: _Renumbering) -> str:
-    """Return *line* with `{result.N.key}` of the new numbers; phases that there are none of stay.
+    """Return *line* with `{result.N.key}` of the new numbers; unknown numbers stay.
 
     Raises `InvalidInput` for one of a phase that is taken out.
     """
@@ -220,7 +220,7 @@ def _check(text: str, expected: list[_Expected]) -> None:
     for expected_row, got in zip(expected, actual, strict=False):
         if expected_row != got:
             raise InvalidInput(
-                f"phase {expected_row[0]} cannot be so in a plan: {expected_row[1]!r:.60}"
+                f"phase {expected_row[0]} cannot be written in a plan: {expected_row[1]!r:.60}"
                 f" would be read as {got[1]!r:.60}",
                 hint=_UNCHANGED,
             )

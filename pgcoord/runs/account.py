@@ -50,7 +50,7 @@ class Account:
         for above in folder.parents:
             if not self._may_enter(above):
                 raise CannotStart(
-                    f"user {self.name} cannot come to {folder}: {above} is closed to it; name"
+                    f"user {self.name} cannot reach {folder}: {above} is closed to it; name"
                     " another place: 'folder' of [log] in pgcoord.toml, such as /var/lib/pgcoord"
                 )
 

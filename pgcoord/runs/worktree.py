@@ -427,7 +427,7 @@ class Worktree:
         is_there = self.folder.is_dir() and any(self.folder.iterdir())
         if interrupted or not is_there:
             if is_there:
-                say(f"{self.folder} is not whole (its making was interrupted): made anew")
+                say(f"{self.folder} is incomplete (its creation was interrupted): created again")
             self.remove()  # git may know it though it is gone
             return
         place = self._linked()
@@ -617,7 +617,7 @@ class Worktree:
         """Remove the folder, unless a repository in it has work that is nowhere else."""
         kept_here = [each for each in self._repositories_within() if self._holds_work(each)]
         if kept_here:
-            say(f"{self.folder} stays: work in {', '.join(kept_here)} is on no branch of it")
+            say(f"{self.folder} stays: work in {', '.join(kept_here)} is on none of its branches")
         else:
             self.remove()
         with suppress(FileNotFoundError):
@@ -880,7 +880,7 @@ def work(options: Options, phase: Phase, git: Git) -> int:
             if result is None:
                 return status  # no line of ours: the last line of the log should be the command's
         else:
-            say("an earlier attempt has kept its work: only the rest is to be done")
+            say("an earlier attempt has kept its work: the command is not run again")
             phase.has_worked = True
         branch, commit = str(result["branch"]), str(result["commit"])
         result.update(hand_on(repository, phase, branch, commit, options.push))
@@ -935,7 +935,9 @@ def run(options: Options) -> int:
 
     A fault is logged, and written to the result file.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command gets it as well; no traceback
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # the command gets the signal as well; no traceback
     folder = Path.cwd()
     environment = dict(os.environ)
     phase = Phase(environment, options.title, options.work)
@@ -961,7 +963,9 @@ def main() -> None:
     parser.add_argument("--base", metavar="BRANCH", help="start from it; else from HEAD")
     parser.add_argument("--root", metavar="FOLDER", help="where worktrees are made")
     parser.add_argument("--title", default="", help="message of the commit")
-    parser.add_argument("--resolve", metavar="COMMAND", help="has a try at conflicts, by sh")
+    parser.add_argument(
+        "--resolve", metavar="COMMAND", help="shell command that tries to resolve conflicts"
+    )
     parser.add_argument("--work", metavar="DIGEST", help="tells this work from another")
     parser.add_argument("--push", metavar="REMOTE", help="push the branch of the feature to it")
     parser.add_argument("command", nargs="+", metavar="COMMAND")

@@ -68,7 +68,7 @@ begin
         raise exception using
             errcode = '23505',
             message = format('feature %s has a phase %s already, which is %s', p_feature_id, p_phase_number, v_status),
-            hint = 'Give another number, or change that one: pgcoord.edit_phase.';
+            hint = 'Give another number, or change that phase: ''pgcoord edit'', or an UPDATE of phase_queue.';
     end if;
 end $$;
 

@@ -13,7 +13,7 @@ declare
 begin
     case p_end ->> 'kind'
         when 'exited' then
-            if v_exited_at < clock_timestamp() - interval '1 s' then    -- while nobody looked, or while it waited to be recorded
+            if v_exited_at < clock_timestamp() - interval '1 s' then    -- before this coordinator looked, or while a lock delayed the record
                 perform pgcoord_private.take_back_timeout(v_attempt_id, clock_timestamp() - v_exited_at);
             end if;
             perform pgcoord_private.end_attempt(

@@ -1,4 +1,4 @@
--- What was read and what it became, in lines for people.
+-- The rows that were read and the rows made of them, as lines of the report.
 select words
 from (
     select 1 as part, 0 as place, format('times without a zone are read in %s', time_zone) as words from pgcoord_v1.migration

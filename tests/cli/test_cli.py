@@ -16,7 +16,9 @@ from support import PATIENCE
 from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, statuses, take_lead
 from support.desk import CONFIGURATION, Desk, until
+from typer.testing import CliRunner
 
+from pgcoord.__main__ import _MODULE_OF, make_app
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
@@ -1117,3 +1119,49 @@ def test_a_server_without_a_free_connection_is_not_said_to_be_down(
     assert result.returncode == 6
     assert "too many connections" in result.stderr
     assert "It runs, but lacks connections, memory or room" in result.stderr
+
+
+# how little a short command does
+
+
+@pytest.mark.parametrize(
+    ("words", "others"),
+    [("status", set()), ("why 1.1", {"rich", "pgcoord.commands.progress"})],
+)
+def test_a_short_command_imports_only_what_it_does(
+    desk: Desk, conn: Connection, words: str, others: set[str]
+) -> None:
+    add_feature(conn, {1: []})
+    command = desk.execute(*words.split(), PYTHONPROFILEIMPORTTIME="1")
+    assert command.wait() == 0
+    modules = {*re.findall(r"^import time: .* \| +(\S+)$", command.output, re.MULTILINE)}
+    ours = {"pgcoord.commands.work", "pgcoord.configuration.model", "pgcoord.coordination"}
+    others |= ours | {"psycopg_pool", "rich.live", "typer.rich_utils", "tomllib", "starlette"}
+    assert "pgcoord.database.reads" in modules
+    assert modules & others == set()
+
+
+@pytest.mark.parametrize("words", ["status", "why 1.1", "retry 1.1", "logs 1.1", "doctor"])
+def test_a_short_command_looks_for_no_garbage(desk: Desk, conn: Connection, words: str) -> None:
+    add_feature(conn, {1: []})
+    program = "import gc; gc.set_debug(gc.DEBUG_STATS); from pgcoord.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words.split()],
+        cwd=desk.folder,
+        env=desk.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    # Python collects once more at its end.
+    collections = re.findall(r"^gc: objects in each generation: ([\d ]+)$", done.stderr, re.M)
+    assert collections
+    assert max(sum(map(int, each.split())) for each in collections) < 10_000
+
+
+@pytest.mark.parametrize("name", sorted(_MODULE_OF))
+def test_a_frequent_command_is_the_same_with_all_others(name: str) -> None:
+    alone, among_all = (
+        CliRunner().invoke(make_app(words), [name, "--help"]) for words in ([name], [])
+    )
+    assert (alone.exit_code, alone.output) == (0, among_all.output)

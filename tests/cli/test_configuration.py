@@ -362,8 +362,8 @@ def test_a_fault_of_a_workflow_is_named(tmp_path: Path, line: str, expected: str
         ("['{promt}']", "unknown placeholder {promt}; did you mean prompt?"),
         ("['{}']", "unknown placeholder {}; expected one of queue_id, feature_id"),
         ("['{title!r}']", "unknown placeholder {title!r}; did you mean title?"),
-        ("['{title']", "unbalanced { in '{title'; a brace itself is {{"),
-        ("['{title}}']", "unbalanced } in '{title}}'; a brace itself is }}"),
+        ("['{title']", "unbalanced { in '{title'; write {{ for a literal brace"),
+        ("['{title}}']", "unbalanced } in '{title}}'; write }} for a literal brace"),
     ],
 )
 def test_a_command_that_cannot_be_filled_is_refused(

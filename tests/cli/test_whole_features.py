@@ -104,14 +104,14 @@ def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None
     dry = desk.say("delete", "1.2", "--dry-run").splitlines()
     assert dry[1:] == ["queue-1-2 would be removed, with its history"]
     assert desk.say("delete", "1.2", "--yes").splitlines() == [
-        "queue-1-2  Step 2: queued; what depends on it waits then: 3",
+        "queue-1-2  Step 2: queued; its dependents then wait: 3",
         "queue-1-2 is removed",
     ]
     desk.say("edit", "1.3", "--after", "1")
     assert desk.call("run", "--feature", "1").returncode == 0
     assert desk.say("logs", "1.1") == "anew"
     refused = desk.call("edit", "1.1", "--title", "x")
-    assert (refused.returncode, "stays as it is" in refused.stderr) == (3, True)
+    assert (refused.returncode, "cannot change" in refused.stderr) == (3, True)
     desk.say("submit", desk.plan("true"))
     assert desk.say("delete", "2", "--yes").startswith("feature 2  A plan: 1 phase, planned\n")
     dry = desk.say("delete", "1", "--dry-run").splitlines()
@@ -162,7 +162,7 @@ def test_text_comes_from_standard_input_too(desk: Desk, conn: Connection) -> Non
         (b"# P\n\xe4", dry, "-:2: not UTF-8: byte 0xe4 at offset 4"),
         (None, dry, "-: standard input is closed"),
         (b"\xe4", edit, "-:1: not UTF-8: byte 0xe4 at offset 0"),
-        (b"a\0", edit, "-: it has a NUL in it: expected plain text"),
+        (b"a\0", edit, "-: it contains a NUL character: expected plain text"),
         (None, edit, "-: standard input is closed"),
         (b"\xe4", ("plan", "-"), "-:1: not UTF-8"),
     ):

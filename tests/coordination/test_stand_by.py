@@ -39,21 +39,21 @@ async def test_a_stand_by_takes_over_within_five_seconds_of_the_leaders_death(
         await first.until("leading (lead 1)")
         (leader,) = await watch.all(f"select pid {LEADER}")
         second = make_coordinator(dsn, tmp_path)
-        ask, asked = second._leadership.ask, 0
+        try_to_lead, tries = second._leadership.try_to_lead, 0
 
         async def count() -> bool:
-            nonlocal asked
-            asked += 1
-            return await ask()
+            nonlocal tries
+            tries += 1
+            return await try_to_lead()
 
-        second._leadership.ask = count  # type: ignore[method-assign]
+        second._leadership.try_to_lead = count  # type: ignore[method-assign]
         async with running(second, until_it_leads=False):
             await until_logged(caplog, f"standing by: process {first.pid} on {os.uname().nodename}")
             first.send(signal.SIGKILL)
             await watch.until_found(f"select {LEADER} and pid = {leader['pid']}", nothing=True)
-            before = asked
+            before = tries
             await second.leads.wait()
-            assert asked - before <= 1
+            assert tries - before <= 1
             await until_logged(caplog, f"leading (lead 2), taking over from process {first.pid} on")
             await watch.submit("true")
             await watch.until_statuses("completed")
@@ -188,7 +188,7 @@ async def test_a_frozen_leader_proves_its_lead_before_starting_a_process(
             await let_leases_run_out(watch)
             await watch.until_statuses("completed")
             frozen.send(signal.SIGCONT)
-            await frozen.until("is left to whoever leads now: lead 1 is over")
+            await frozen.until("is left to the present leader: lead 1 is over")
             # As a stand-by it gives the lost attempt's run up for good.
             await watch.until_found(OPEN, nothing=True)
     assert (tmp_path / "starts").read_text() == "2\n"

@@ -6,7 +6,8 @@ import anyio
 import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.async_api import Page, expect
-from support.database import Connection, add_feature, claim, start, statuses
+from psycopg.types.json import Jsonb
+from support.database import Connection, add_feature, add_phase, claim, start, statuses
 from support.panel_browser import is_live, look
 from support.panel_scene import add_diamond
 
@@ -98,6 +99,21 @@ async def test_words_fit_how_many_phases_there_are_and_how_they_are_numbered(
     await expect(page.locator("#features")).to_contain_text("Phases 6 and 7 failed")
     await look(page, f"{panel}/phases/queue-{feature}-7")
     await expect(page.locator(".crumbs")).to_have_text(re.compile("/ phase 7$"))
+
+
+async def test_what_waits_for_approval_is_no_line_for_a_slot(
+    page: Page, panel: str, conn: Connection
+) -> None:
+    feature = add_feature(conn, {1: []}, phase_data=Jsonb({"gate": "may it?"}))
+    await look(page, panel)
+    rest = page.locator(".line-up .rest")
+    await expect(rest).to_have_text(["Nothing waits for a slot.", "1 waits for approval"])
+    add_phase(conn, feature, 2, [1])
+    await look(page, panel)
+    await expect(rest.nth(1)).to_have_text("1 waits for phases, 1 for approval")
+    await expect(page.locator("#needs .meta")).to_contain_text(f"phase 1 of {feature} a")
+    await look(page, f"{panel}/features/{feature}")
+    await expect(page.locator("#timeline .keys")).to_contain_text("waits for a slot or an approval")
 
 
 @pytest.mark.scale

@@ -62,6 +62,9 @@ PROGRAMS = {
 HERE = Path(__file__).parent / "peer"
 FLOOR = "bare floor"
 WARM_UP = 20
+# Seconds: until a worker has done what follows its start (pgcoord imports its web server), and all
+# of it is counted.
+SETTLING = 20 + FLUSHED
 IDLE_SECONDS = 30
 SETUP_TIMEOUT = 120.0
 DRAIN_SECONDS = 20  # at most: the slowest would take minutes for what others do in seconds
@@ -186,7 +189,7 @@ def transactions_a_minute(admin: psycopg.Connection, dsn: str) -> float:
         assert row
         return int(row[0])
 
-    time.sleep(FLUSHED)
+    time.sleep(SETTLING)
     before = count()
     time.sleep(IDLE_SECONDS)
     return (count() - before) * 60 / IDLE_SECONDS

@@ -251,7 +251,7 @@ WRONG_USE: Any = [
     (["no.md"], 5, "no.md: no such file or directory"),
     (["empty.md"], 5, "empty.md: it is empty"),
     (["binary.md"], 5, "binary.md:1: not UTF-8: byte 0xff at offset 0"),
-    (["nul.md"], 5, "nul.md: it has a NUL in it"),
+    (["nul.md"], 5, "nul.md: it contains a NUL character"),
     (["faulty.md"], 5, "faulty.md:3: phase 1 is empty"),
     (["idea.md", "--execute"], 2, "--execute"),
     (["idea.md", "--output", "no/where.md"], 7, "no/where.md: no such file or directory"),

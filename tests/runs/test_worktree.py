@@ -528,7 +528,7 @@ def test_a_repository_within_that_holds_work_keeps_the_folder(repository: Reposi
     more = "git -C read -c user.name=a -c user.email=a commit -q --allow-empty -m more"
     result = repository.phase("queue-1-2", f"{read}; {more}; echo > file")
     assert result.status == 0, result.log
-    assert "stays: work in read is on no branch of it" in result.log
+    assert "stays: work in read is on none of its branches" in result.log
     assert (repository.worktree("queue-1-2") / "read").exists()
 
 

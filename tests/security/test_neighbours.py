@@ -153,7 +153,7 @@ def test_a_run_where_the_user_cannot_come_is_refused(desk: Desk, conn: Connectio
     desk.call("run", desk.plan("true"))
     [row] = conn.execute("select status, error_message from phase_queue").fetchall()
     assert row["status"] == "failed"
-    assert "user nobody cannot come to" in row["error_message"]
+    assert "user nobody cannot reach" in row["error_message"]
     assert "'folder' of [log]" in row["error_message"]
 
 

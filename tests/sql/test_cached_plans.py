@@ -50,6 +50,7 @@ class Reader:
             self.most[statement] = max(rows, self.most.get(statement, 0))
 
 
+@pytest.mark.own_database
 def test_a_statement_reads_as_few_rows_of_large_tables_as_of_small_ones(conn: Connection) -> None:
     epoch = take_lead(conn, {**WORKFLOW, "max_attempts": 2, "retry_delay_seconds": 3600})
     reader = Reader(conn)

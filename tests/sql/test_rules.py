@@ -3,10 +3,16 @@
 import re
 from pathlib import Path
 
+from support.database import Connection
+
 from pgcoord import assets
 
 FUNCTIONS = sorted((assets.SQL / "functions").glob("*.sql"))
 PYTHON = sorted(Path(__file__).parents[2].joinpath("pgcoord").rglob("*.py"))
+
+
+# What is called pgcoord.NAME and is no object of the schema: settings of a session, and files.
+NO_OBJECTS = {"actor", "dump", "reason", "settles_", "takes_over", "toml"}
 
 
 def statements_of(path: Path) -> str:
@@ -50,3 +56,22 @@ def test_a_function_of_more_than_sixty_lines_states_the_reason() -> None:
         if each["body"].count("\n") >= 60 and "Long" not in each["head"]
     ]
     assert unexplained == []
+
+
+def test_the_functions_and_documents_name_existing_objects(conn: Connection) -> None:
+    """A hint such as "see pgcoord.why" is text, which no upgrade and no checker looks into."""
+    found = conn.execute(
+        "select proname as name from pg_proc where pronamespace = 'pgcoord'::regnamespace"
+        " union select typname from pg_type where typnamespace = 'pgcoord'::regnamespace"
+        " union select relname from pg_class where relnamespace = 'pgcoord'::regnamespace"
+    ).fetchall()
+    known = {row["name"] for row in found} | NO_OBJECTS
+    root = Path(__file__).parents[2]
+    documents = (root / "README.md", *sorted(root.glob("docs/*.md")), *sorted(root.glob("sql/*.*")))
+    unknown = [
+        f"{path.name}: pgcoord.{name}"
+        for path in (*FUNCTIONS, *documents)
+        for name in re.findall(r"(?<![\w/.-])pgcoord\.([a-z_]+)\b(?!\.\w)", path.read_text())
+        if name not in known
+    ]
+    assert unknown == []

@@ -191,7 +191,7 @@ async def ask(request: Request) -> Response:
 
 @error_page
 async def delete(request: Request) -> Response:
-    """Delete a phase or a feature of which nothing runs, and redirect to what is left."""
+    """Delete a phase or a feature of which nothing runs, and redirect to the page that remains."""
     await read_form(request)
     async with state_of(request).acting(request) as conn:
         target = await _target(conn, request)
