@@ -121,11 +121,12 @@ create or replace trigger planned_features_delete_logs after delete on public.pl
     referencing old table as old_rows
     for each statement execute function pgcoord_private.log_deleted_features();
 
--- --- pgcoord.attempt: UPDATE, DELETE, TRUNCATE
+-- --- pgcoord.attempt: INSERT, UPDATE, DELETE, TRUNCATE
 
--- Refuse an end that nobody knows.
-create or replace trigger attempt_end_guards before update of ending, outcome on pgcoord.attempt
-    for each row execute function pgcoord_private.check_outcome();
+-- Refuse an unknown end.
+create or replace trigger attempt_end_guards before insert or update of ending, outcome on pgcoord.attempt
+    for each row when (new.outcome is not null or new.ending is not null)
+    execute function pgcoord_private.check_outcome();
 
 -- Notify the coordinators that a process must be ended.
 create or replace trigger attempt_ending_tells after update of ending on pgcoord.attempt

@@ -444,6 +444,8 @@ WRONG_BY_HAND: Any = [
     "update pgcoord.attempt set outcome = 'completed'",
     "update pgcoord.attempt set outcome = 'splendid', ended_at = now()",
     "update pgcoord.attempt set ending = 'splendid'",
+    "insert into pgcoord.attempt (queue_id, number, adw_id, secret, slot, outcome, ended_at)"
+    " select queue_id, 2, 'deadbeef', secret, slot, 'splendid', now() from pgcoord.attempt limit 1",
     "update pgcoord.workflow set max_attempts = 0",
     "insert into pgcoord.dependency values (1, 1, 1)",
     "insert into pgcoord.dependency values (1, 1, 99)",
