@@ -10,6 +10,7 @@ the next reads both and continues.
 """
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio imports it late, perhaps without descriptors
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping

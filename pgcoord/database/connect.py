@@ -296,7 +296,7 @@ def unusable(error: psycopg.OperationalError, conninfo: str | None = None) -> Da
 async def _unusable(error: psycopg.OperationalError, conninfo: str) -> DatabaseUnusable:
     try:
         return await asyncio.to_thread(unusable, error, conninfo)
-    except RuntimeError:  # no thread can be started
+    except (RuntimeError, OSError):  # no thread can be started, or no descriptor is left to do so
         return unusable(error)
 
 
