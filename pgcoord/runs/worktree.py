@@ -935,9 +935,7 @@ def run(options: Options) -> int:
 
     A fault is logged, and written to the result file.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # the command gets the signal as well; no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command gets it, too; print no traceback
     folder = Path.cwd()
     environment = dict(os.environ)
     phase = Phase(environment, options.title, options.work)

@@ -83,7 +83,7 @@ def test_serve_starts_a_killed_server_again_and_nothing_runs_twice(bare_desk: De
 def test_serve_starts_a_server_again_that_pg_ctl_has_stopped(bare_desk: Desk, mode: str) -> None:
     serve = bare_desk.start("serve")
     serve.until("leading")
-    pg_ctl(bare_desk, "-m", mode, "-w", "stop")
+    pg_ctl(bare_desk, "-m", mode, "-W", "stop")  # waiting, it would wait for the new server
     serve.until(AGAIN)
     serve.until(r"leading \(lead 2\)")
 

@@ -320,7 +320,7 @@ def test_a_worktree_whose_making_or_removal_was_killed_is_made_anew(repository: 
         if (repository.inputs / "runs").exists() and said:
             break
         result = repository.phase("queue-1-2", script, environment=killed(repository, at))
-        said += "is not whole" * ("is not whole" in result.log)
+        said += "is incomplete" * ("is incomplete" in result.log)
     assert said, "it was never killed there"
     removal = repository.phase("queue-1-3", script, environment=killed(repository, calls))
     assert removal.status == -signal.SIGKILL
