@@ -137,6 +137,8 @@ def test_an_upgraded_database_is_defined_like_a_new_one(old: str, dsn: str) -> N
 def test_an_upgrade_leaves_no_function_of_a_recent_release(empty: str, dsn: str) -> None:
     """A function whose arguments have changed would stay beside the new one, unless dropped."""
     with psycopg.connect(empty, autocommit=True) as conn:
+        if conn.info.server_version < 170000:
+            pytest.skip("the dump of the recent release is of a newer server than this one")
         conn.execute(gzip.decompress(RECENT.read_bytes()))
     upgrade(dsn, roles=True)
     upgrade(empty)
