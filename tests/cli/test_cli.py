@@ -486,6 +486,7 @@ def test_cancel_gives_up_a_phase_or_a_feature(desk: Desk, conn: Connection) -> N
     assert set(statuses(conn).values()) == {"cancelled"}
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize(
     ("locked", "arguments", "said"),
     [

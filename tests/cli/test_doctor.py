@@ -372,6 +372,7 @@ def test_a_pooler_in_statement_mode_is_named_with_its_remedy(desk: Desk, pooler:
     assert "That is PgBouncer in statement mode." in result.stderr
 
 
+@pytest.mark.scale
 async def test_a_pooler_whose_pool_is_full_is_named(
     pooler: Pooler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,7 @@ async def test_a_process_is_ended_before_its_phase_leaves_the_slot(
     assert [event["to_status"] or event["kind"] for event in events] == [status, "attempt_ending"]
 
 
+@pytest.mark.scale
 async def test_a_process_that_ignores_term_is_killed_with_its_group(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ async def test_an_end_waits_for_its_locked_rows_and_shows_the_wait(
         await watch.until_statuses("failed", "blocked", "blocked")
 
 
+@pytest.mark.scale
 async def test_an_end_that_waits_for_a_lock_counts_from_its_own_time(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:

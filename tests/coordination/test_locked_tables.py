@@ -14,6 +14,7 @@ async def until_logged(watch: Watch, caplog: pytest.LogCaptureFixture, words: st
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("table", ["workflow", "pool"])
 async def test_a_lead_that_waits_for_a_row_keeps_the_control_row_from_nobody(
     table: str, dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -34,6 +35,7 @@ async def test_a_lead_that_waits_for_a_row_keeps_the_control_row_from_nobody(
             await watch.until_statuses("completed")
 
 
+@pytest.mark.scale
 async def test_who_holds_the_control_row_before_anybody_leads_is_named_as_the_reason(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -52,6 +54,7 @@ async def test_who_holds_the_control_row_before_anybody_leads_is_named_as_the_re
             await watch.until_statuses("completed")
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("table", ["pgcoord.attempt", "pgcoord.control", "pgcoord.free_slot"])
 async def test_a_locked_table_is_named_by_the_leader_and_by_one_that_cannot_lead(
     table: str, dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -132,6 +132,7 @@ async def test_a_frozen_leader_is_replaced_and_after_its_thaw_starts_nothing_twi
     ]
 
 
+@pytest.mark.scale
 async def test_a_frozen_leader_behind_a_pool_in_session_mode_is_replaced(
     dsn: str, watch: Watch, tmp_path: Path, pooler: Pooler
 ) -> None:

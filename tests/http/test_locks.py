@@ -118,6 +118,7 @@ async def test_a_request_that_needs_a_locked_row_is_refused_naming_the_holder(
     assert statuses(conn) == {1: "running"}
 
 
+@pytest.mark.scale
 async def test_a_read_of_a_locked_table_is_refused_naming_the_holder(
     site: Site, dsn: str, running: str
 ) -> None:

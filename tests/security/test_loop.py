@@ -1,5 +1,6 @@
 """A statement that one row makes fail does not end the coordinator, whatever its SQLSTATE is."""
 
+import pytest
 from support.database import Connection, add_feature, claim, start, take_lead
 from support.desk import Desk, until
 
@@ -20,6 +21,7 @@ def mend_row(conn: Connection) -> None:
     conn.execute("drop function public.refuse cascade")
 
 
+@pytest.mark.scale
 def test_a_claim_that_fails_is_tried_again(desk: Desk, dsn: str, conn: Connection) -> None:
     add_feature(conn, {1: []}, phase_data='{"prompt_content": "true"}')
     break_row(conn, "public.phase_queue", "23514", "new.status = 'ready'")
@@ -29,6 +31,7 @@ def test_a_claim_that_fails_is_tried_again(desk: Desk, dsn: str, conn: Connectio
     until(dsn, "bool_and(status = 'completed') from phase_queue")
 
 
+@pytest.mark.scale
 def test_phases_that_wait_for_github_are_released_later(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:
@@ -46,6 +49,7 @@ def test_phases_that_wait_for_github_are_released_later(
     until(dsn, "exists (select from pgcoord.event where kind = 'issues_released')")
 
 
+@pytest.mark.scale
 def test_an_attempt_of_another_host_is_given_up_later(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:
