@@ -53,6 +53,7 @@ def test_the_judge_reads_marks_logs_and_tables(site: Site) -> None:
     assert any(each.startswith("events replayed and tables") for each in judge.wrong)
 
 
+@pytest.mark.scale
 def test_the_judge_sees_an_unexpected_error_in_the_log_of_the_server(site: Site) -> None:
     judge = Judge(site, Faults(site, 1))
     with psycopg.connect(site.postgres.dsn, application_name="pgcoord") as conn:

@@ -127,6 +127,7 @@ def test_a_phase_gets_its_variables_and_those_of_its_workflow(desk: Desk, conn: 
     )
 
 
+@pytest.mark.scale
 def test_run_goes_on_with_a_feature_that_exists(desk: Desk, conn: Connection) -> None:
     gate = desk.gate()
     desk.write("work.sh", f"cat {gate}; exit 3")
@@ -168,6 +169,7 @@ def test_run_stays_until_phases_of_other_features_that_it_started_have_ended(
     assert statuses(conn, 1) == {1: "completed", 2: "queued"}
 
 
+@pytest.mark.scale
 def test_two_runs_see_both_their_features_through(desk: Desk, conn: Connection) -> None:
     gates = [desk.gate(name) for name in ("one", "two")]
     runs = []
@@ -220,6 +222,7 @@ def test_run_prints_each_attempt(desk: Desk) -> None:
     assert output.splitlines()[-1].startswith("feature 1 (A plan) completed: 1 phase in ")
 
 
+@pytest.mark.scale
 def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) -> None:
     serve = desk.start("serve")
     serve.until("leading")
@@ -234,6 +237,7 @@ def test_run_beside_a_serve_submits_and_watches(desk: Desk, conn: Connection) ->
     assert len(conn.execute("select from pgcoord.coordinator").fetchall()) == 1
 
 
+@pytest.mark.scale
 def test_run_beside_a_serve_takes_over_when_the_serve_ends(desk: Desk) -> None:
     serve = desk.start("serve")
     serve.until("leading")
@@ -246,6 +250,7 @@ def test_run_beside_a_serve_takes_over_when_the_serve_ends(desk: Desk) -> None:
     assert run.wait() == 0
 
 
+@pytest.mark.scale
 def test_run_names_the_obstacle_of_a_feature_without_a_running_phase(desk: Desk) -> None:
     desk.say("pause", "--reason", "tea")
     run = desk.start("run", desk.plan("true"))

@@ -137,6 +137,7 @@ def test_a_report_needs_no_current_folder(desk: Desk) -> None:
     assert (result.returncode, "completed" in result.stdout) == (0, True), result
 
 
+@pytest.mark.scale
 def test_commands_that_need_no_folder_need_none(desk: Desk, conn: Connection) -> None:
     add_feature(conn, {1: []})
     for command in (["status"], ["why", "1.1"], ["pause"], ["resume"], ["skip", "1.1"]):

@@ -85,6 +85,7 @@ def test_a_dry_run_shows_its_phases_and_starts_nothing(desk: Desk, conn: Connect
     assert statuses(conn) == {}
 
 
+@pytest.mark.scale
 def test_queued_work_is_edited_and_deleted(desk: Desk, conn: Connection) -> None:
     desk.call("submit", desk.plan("exit 1", "echo two", "echo three"))
     desk.write("prompt.txt", "echo anew")

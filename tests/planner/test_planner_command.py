@@ -67,6 +67,7 @@ async def test_no_shell_reads_the_command(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.scale
 async def test_a_command_that_hangs_is_ended_with_its_descendants(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "alive")
     program = (

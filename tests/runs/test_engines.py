@@ -439,6 +439,7 @@ async def test_a_full_shared_disk_delays_a_phase_with_that_reason(
         await watch.until_statuses("running")
 
 
+@pytest.mark.scale
 async def test_a_job_that_waits_longer_than_its_queue_timeout_is_removed(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:

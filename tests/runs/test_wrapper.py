@@ -210,6 +210,7 @@ async def test_a_full_shared_disk_costs_output_but_not_the_exit_status(
         assert (message["exit_code"], message["log_tail"]) == (7, "")
 
 
+@pytest.mark.scale
 async def test_a_job_that_meets_a_full_shared_disk_begins_once_there_is_room(
     attempt: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -276,6 +276,7 @@ def ask_for_lead(conn: Connection, after: int = 0) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.scale
 def test_a_second_coordinator_cannot_lead_and_learns_the_leader(
     conn: Connection, epoch: int, dsn: str
 ) -> None:

@@ -41,6 +41,7 @@ class Stage:
             assert ended.rowcount == 1
 
 
+@pytest.mark.scale
 @pytest.mark.usefixtures("logins")
 def test_every_statement_of_the_page_gives_the_output_shown(
     conn: Connection, dsn: str, logins: dict[str, str], tmp_path: Path

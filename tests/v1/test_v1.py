@@ -728,6 +728,7 @@ def die_everywhere(dsn: str, step: int) -> None:
     migrate(dsn)
 
 
+@pytest.mark.scale
 def test_a_server_that_dies_at_a_statement_leaves_the_old_database(empty: str) -> None:
     die_everywhere(empty, 211)
 
