@@ -188,6 +188,7 @@ class Judge:
             " where not exists (select from pgcoord.event as e"
             "   where e.queue_id = up.queue_id and e.to_status = 'completed'"
             "     and e.at <= a.claimed_at)"
+            " and a.number > 0"  # 0 is of the feature that this one is a copy of
         ).fetchall()
         for row in early:
             self.wrong.append(

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import psycopg
 import pytest
-from support.database import Connection, add_feature, claim, start, take_lead
+from support.database import Connection, add_feature, claim, one, start, statuses, take_lead
 
 from chaos.faults import CALLS, Faults
 from chaos.judge import Judge
@@ -51,6 +51,22 @@ def test_the_judge_reads_marks_logs_and_tables(site: Site) -> None:
     ):
         assert found in judge.wrong
     assert any(each.startswith("events replayed and tables") for each in judge.wrong)
+
+
+@pytest.mark.scale
+def test_the_judge_knows_that_completed_phases_of_a_copy_were_not_claimed(site: Site) -> None:
+    judge = Judge(site, Faults(site, 1))
+    with site.session() as conn:
+        epoch = take_lead(conn)
+        feature = add_feature(conn, {1: [], 2: [1], 3: [2]})
+        for number in (1, 2):
+            claim(conn, epoch)
+            start(conn, epoch, f"queue-{feature}-{number}")
+            conn.execute("select pgcoord.complete_phase(%s)", [f"queue-{feature}-{number}"])
+        copy = one(conn, "select pgcoord.again_from(%s) as id", f"queue-{feature}-3")["id"]
+        assert statuses(conn, copy) == {1: "completed", 2: "completed", 3: "queued"}
+    judge.judge_history()
+    assert not [each for each in judge.wrong if each.startswith(f"queue-{copy}-")]
 
 
 @pytest.mark.scale
