@@ -11,7 +11,7 @@ begin
             errcode = 'PC002',
             message = format('phase %s is %s: only a failed or cancelled one can be retried', p_queue_id, v_phase.status),
             hint = case
-                when v_phase.slot is not null then 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).'
+                when v_phase.slot is not null then format('Cancel it first: pgcoord.cancel_phase(%L, reason).', p_queue_id)
                 when v_phase.status = 'blocked' then (
                     select format('Retry phase %s, which it waits for.', obstacle)
                     from pgcoord_private.obstacles(v_phase.feature_id) where phase_number = v_phase.phase_number
@@ -38,7 +38,7 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s: it cannot be skipped', p_queue_id, v_phase.status),
-            hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).';
+            hint = format('Cancel it first: pgcoord.cancel_phase(%L, reason).', p_queue_id);
     end if;
     if v_phase.status = 'completed' then
         return v_phase;
