@@ -31,7 +31,12 @@ INSERT = (
     "name",
     [
         *(" ", "a b", "a\nb", "../../x", "..", "a/b", "a?b", "x" * 201),
-        *("a\u200bb", "a\u202eb", "\ufeffa", "a\u2066b"),  # without width, or reversing what follows
+        *(
+            "a\u200bb",
+            "a\u202eb",
+            "\ufeffa",
+            "a\u2066b",
+        ),  # without width, or reversing what follows
     ],
 )
 def test_a_name_that_no_page_and_no_log_can_carry_is_refused(conn: Connection, name: str) -> None:
@@ -67,7 +72,10 @@ def test_a_phase_without_a_name_gets_its_own_and_never_the_name_of_another(
         ("pgcoord.add_feature('x', p_priority => %s)", "the priority of a feature cannot be"),
         ("pgcoord.add_feature('x', p_id => %s)", "a feature cannot have the id"),
         ("pgcoord.add_phase(1, %s)", "feature 1 cannot have a phase"),
-        ("pgcoord.add_phase(1, 1, p_priority => %s)", "the priority of phase 1 of feature 1 cannot"),
+        (
+            "pgcoord.add_phase(1, 1, p_priority => %s)",
+            "the priority of phase 1 of feature 1 cannot",
+        ),
     ],
 )
 def test_a_number_that_no_column_holds_is_refused_by_its_name(
