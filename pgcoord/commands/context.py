@@ -264,7 +264,7 @@ def _show_holder_until(done: "threading.Event", dsn: str, conn: "psycopg.Connect
 
 @cache
 def _say_holder(holder: str) -> None:
-    """Print once who holds a lock: the schema is checked again and again where it is locked."""
+    """Print the holder of a lock, once: a locked schema is checked again and again."""
     say(f"pgcoord: waits for a lock of {holder}", err=True)
     say("  It continues when that transaction ends; Ctrl-C cancels.", err=True)
 

@@ -125,7 +125,7 @@ def test_a_time_that_nobody_can_count_with_is_refused_from_a_clients_trigger(
 
 def test_ids_far_ahead_are_the_owners_alone(conn: Connection, client: Connection) -> None:
     statement = "insert into public.planned_features (id, title) values (%s, 't')"
-    assert "there can be no feature -1" in refusal(conn, statement, -1)
+    assert "a feature cannot have the id -1" in refusal(conn, statement, -1)
     client.execute(statement.encode(), [50])
     words = refusal(client, statement, 2_000_000)
     assert "one of your own lies at most 10000 ahead" in words
