@@ -74,7 +74,8 @@ class Server:
 
 @dataclass(frozen=True)
 class _Identity:
-    """The user that the programs run as: by a command in front, as an ordinary user, or as ours."""
+    """The user that the programs run as: by a command in front, as an ordinary user, or, without
+    any of these, as the user of this process."""
 
     prefix: tuple[str, ...] = ()
     user: int | None = None

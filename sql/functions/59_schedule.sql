@@ -211,7 +211,7 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('there is a schedule %s already', p_name),
-            hint = 'Choose another name, or change that one: pgcoord.change_schedule(name, changes), ''pgcoord schedule change''.';
+            hint = format('Choose another name, or change that one: pgcoord.change_schedule(%L, changes).', p_name);
     end if;
     return v_schedule;
 end $$;
@@ -432,7 +432,7 @@ begin
     if v_run.outcome = 'failed' then
         raise exception using
             errcode = 'PC002', message = format('schedule %s could not queue its feature: %s', p_name, v_run.reason),
-            hint = 'pgcoord.change_schedule(name, changes) gives it another.';
+            hint = format('pgcoord.change_schedule(%L, changes) gives it another.', p_name);
     end if;
     return v_run.feature_id;
 end $$;
