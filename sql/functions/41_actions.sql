@@ -165,12 +165,7 @@ security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off 
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
-    if (p_priority between -2147483648 and 2147483647) is not true then
-        raise exception using
-            errcode = 'PC005',
-            message = format('the priority of phase %s cannot be %s', p_queue_id, coalesce(p_priority::text, 'null')),
-            hint = 'Give a number: lower runs earlier (10 urgent, 50 usual, 90 background).';
-    end if;
+    perform pgcoord_private.check_priority('phase ' || p_queue_id, p_priority);
     update public.phase_queue set priority = p_priority where queue_id = p_queue_id returning * into v_phase;
     return v_phase;
 end $$;
