@@ -21,6 +21,7 @@ from support.database import (
     claim,
     phase,
     refused,
+    slots,
     statuses,
 )
 from support.mixed_load import LONG, MOST_LONGER, Load, faults, overlaps
@@ -300,11 +301,6 @@ def phase_in_slot(conn: Connection, slot: int) -> str:
     row = conn.execute("select queue_id from phase_queue where slot = %s", [slot]).fetchone()
     assert row
     return str(row["queue_id"])
-
-
-def slots(conn: Connection) -> dict[int, bool]:
-    rows = conn.execute("select number, draining from pgcoord.slot order by number").fetchall()
-    return {row["number"]: row["draining"] for row in rows}
 
 
 # Completions.
