@@ -248,7 +248,7 @@ class Faults:
         for each in pids if number == signal.SIGKILL else [pid] if pid in pids else []:
             with suppress(ProcessLookupError):
                 os.kill(each, number)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while {*pids} & {*self.site.server_pids()} and time.monotonic() < deadline:
             time.sleep(0.05)
         self.later(seconds, self.site.postgres.start)

@@ -20,13 +20,13 @@ Row = dict[str, Any]
 # Seconds that a phase may be eligible beside a free slot; that it may run or have no process while
 # it holds a slot; that it may wait for one (phases run for six, twice); that a process may be left
 # whose attempt is over.
-PATIENCE_CLAIM = 30
-PATIENCE_PROCESS = 60
-PATIENCE_SLOT = 300
-PATIENCE_LEFT = 30
+PATIENCE_CLAIM = 120
+PATIENCE_PROCESS = 240
+PATIENCE_SLOT = 900
+PATIENCE_LEFT = 120
 
 # Seconds until a coordinator leads after the calm (starting is slow beside other work).
-PATIENCE_LEAD = 120
+PATIENCE_LEAD = 480
 
 # SQLSTATEs of errors in the server's log that the faults themselves make: shutdown and crash,
 # cancelled and terminated statements, locks that were not had in time, a read-only session.
@@ -161,7 +161,7 @@ class Judge:
     def judge_history(self) -> None:
         """Judge what the storm has left, when all is at rest."""
         with self.site.session() as conn:
-            conn.execute("set statement_timeout = '60s'")
+            conn.execute("set statement_timeout = '300s'")
             self.wrong += mixed_load.faults(conn)
             attempts = {
                 row["adw_id"]: row

@@ -1,7 +1,7 @@
 """Where a storm rages: a Postgres of its own, some coordinators, and phases that leave marks.
 
 Everything lies in one folder. `marks` holds a line for each start and each end of a phase's
-process, which the process itself appends; each coordinator has a log a life.
+process, which the process itself appends; each life of a coordinator has its own log.
 """
 
 import itertools
@@ -72,8 +72,8 @@ ODD_ENVIRONMENTS: tuple[dict[str, str], ...] = (
     {"PGOPTIONS": "-c search_path=nowhere -c standard_conforming_strings=off"},
 )
 
-# How a coordinator ends that is stopped: by SIGTERM, by SIGINT, at once, killed.
-_TOLD = (0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
+# Exit statuses of a coordinator that was stopped: by SIGTERM, by SIGINT, at once, killed.
+_STOPPED = (0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
 
 _SIZE_OF_LOG_DISK = "24m"
 
@@ -197,7 +197,7 @@ class Site:
 
     def note_end(self, seat: Seat) -> None:
         """Record the unexpected end of a coordinator, which should have continued."""
-        if seat.process and seat.log and seat.process.poll() not in (None, *_TOLD):
+        if seat.process and seat.log and seat.process.poll() not in (None, *_STOPPED):
             self.gave_up.append(f"{seat.log.name} ended with status {seat.process.returncode}")
 
     @contextmanager

@@ -88,7 +88,7 @@ def _come_to_rest(storm: Faults, judge: Judge, note: Callable[[str], None]) -> N
     site = storm.site
     storm.calm()
     with site.session() as conn:
-        conn.execute("set statement_timeout = '60s'")
+        conn.execute("set statement_timeout = '300s'")
         conn.execute("select pgcoord.resume()")
         conn.execute("select pgcoord.set_slots(3)")
         conn.execute("select pgcoord.resume(id) from planned_features where paused_at is not null")
