@@ -157,7 +157,7 @@ class Faults:
             thread.join()
         self._messages.clear()
         if not self.site.is_server_up():
-            self.site.postgres.start()
+            self.site.start_server()
         with self.site.session(LONG) as conn:
             conn.execute("alter database postgres reset all")
             # Their features would go on coming, also while the tables are judged.
@@ -243,7 +243,7 @@ class Faults:
         if pid in self.site.server_pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.later(dice.choice([2.0, 9.0]), self.site.postgres.start)
+        self.later(dice.choice([2.0, 9.0]), self.site.start_server)
         return f"{pid}"
 
     def _stop_server(self, dice: random.Random) -> str:
@@ -265,7 +265,7 @@ class Faults:
         deadline = time.monotonic() + 20
         while {*pids} & {*self.site.server_pids()} and time.monotonic() < deadline:
             time.sleep(0.05)
-        self.later(seconds, self.site.postgres.start)
+        self.later(seconds, self.site.start_server)
         return f"{signal.Signals(number).name}, down for {seconds} s"
 
     def _set_database(self, dice: random.Random) -> str:

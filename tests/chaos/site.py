@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,18 @@ class Site:
                 stdout=log,
                 stderr=log,
             )
+
+    def start_server(self) -> None:
+        """Start the server, unless it is up; a coordinator that is just starting it is awaited.
+
+        If that takes long, the frozen ones go on: one of them may have begun to start it.
+        """
+        with ThreadPoolExecutor() as thread:
+            started = thread.submit(self.postgres.start)
+            if wait([started], 5).not_done:
+                for seat in self.seats:
+                    seat.send(signal.SIGCONT)
+            started.result()
 
     def note_end(self, seat: Seat) -> None:
         """Record the unexpected end of a coordinator, which should have continued."""

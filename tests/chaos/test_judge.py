@@ -1,6 +1,10 @@
 """The judge of a storm sees what is wrong, and the storm knows all that people can do."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -103,6 +107,22 @@ def test_the_judge_knows_a_server_that_did_not_start_beside_busy_backends_of_a_k
     judge = Judge(site, faults)
     judge._judge_logs()
     assert not [each for each in judge.wrong if "F0001" in each]
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(60)
+def test_a_coordinator_that_is_frozen_as_it_starts_the_server_does_not_hold_up_the_storm(
+    site: Site,
+) -> None:
+    hold = "import fcntl, os, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX)"
+    lock = site.folder / ".pgcoord" / "postgres" / "lock"
+    command = [sys.executable, "-c", f"{hold}; os.kill(os.getpid(), {signal.SIGSTOP})", str(lock)]
+    with subprocess.Popen(command) as frozen:
+        assert os.WIFSTOPPED(os.waitpid(frozen.pid, os.WUNTRACED)[1])
+        (seat,) = site.seats
+        seat.process = frozen
+        site.start_server()
+        seat.process = None
 
 
 def test_python_that_was_interrupted_before_our_first_line_is_no_violation(site: Site) -> None:
