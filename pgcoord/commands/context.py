@@ -42,16 +42,6 @@ STATE = ".pgcoord"
 
 Result = TypeVar("Result")
 
-# The command that shows what exists, for each query that the functions of the database name.
-_SHOWN_BY = {
-    f"{query} shows those that exist.": f"'pgcoord {command}' shows those that exist."
-    for query, command in (
-        ("select * from pgcoord.feature", "status --all"),
-        ("select queue_id from phase_queue", "status"),
-        ("select name from pgcoord.schedules", "schedule list"),
-    )
-}
-
 # Seconds that a statement may wait for a lock without a word.
 _LOCK_SECONDS = 2.0
 
@@ -272,7 +262,7 @@ def _show_holder_until(done: "threading.Event", dsn: str, conn: "psycopg.Connect
 
 @cache
 def _say_holder(holder: str) -> None:
-    """Print once who holds a lock: the schema is checked again and again where it is locked."""
+    """Print the holder of a lock, once: a locked schema is checked again and again."""
     say(f"pgcoord: waits for a lock of {holder}", err=True)
     say("  It continues when that transaction ends; Ctrl-C cancels.", err=True)
 
@@ -345,10 +335,6 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run(work)
     except WrongSchema:
         check_schema(dsn)  # raises with the difference, and the command to run
-        raise
-    except NotFound as error:
-        # The hints of SQL functions name a query; here they name a command.
-        error.hint = _SHOWN_BY.get(error.hint or "", error.hint)
         raise
     except psycopg.OperationalError as error:
         raise unusable(error) from error

@@ -199,7 +199,7 @@ class Watch:
         self.engine = engine
         self.calls = asyncio.Semaphore(_AT_ONCE)
         self.seen: Mapping[str, Sequence[ListedJob]] = {}
-        self.queried_at = -1.0  # loop time of the last query that was answered; -1: none was
+        self.queried_at = -1.0  # loop time of the last answered query; -1: there was none
         self.is_retired = False  # declared differently by now: only supervised jobs are watched
         self._pool = pool
         self.shares_folder = shares_folder
@@ -820,7 +820,7 @@ class EngineSupervision(Supervision):
         except (CannotStart, InvalidConfiguration, OSError) as error:
             self._submissions = _MOST_SUBMISSIONS
             logger.warning("%s cannot be submitted: %s", self.assignment, error)
-        except StaleAttempt as error:  # it must end; `update` is called for that
+        except StaleAttempt as error:  # the attempt must end; `update` is called for that
             self._quiet_since = None
             logger.info("%s is not submitted again: %s", self.assignment, error)
 
@@ -876,7 +876,7 @@ def _in_time(folder: str) -> Iterator[None]:
 def engine_messages(folder: Path) -> str:
     """Return the last lines of engine.log in *folder*, each after a newline; "" if none.
 
-    The engine or the wrapper writes there; the wrapper's come last, as they tell more. Adds a
+    The engine or the wrapper writes there; the wrapper's lines come last: they say more. Adds a
     likely cause if one is known. Blocks on I/O.
     """
     try:

@@ -22,7 +22,7 @@ from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 
-# Seconds that the engine may take to begin the job, and that an ended one may take to be heard.
+# Seconds that the engine may take to begin the job, and that the job's report may take to arrive.
 _JOB_TIMEOUT = 120.0
 _REPORT_TIMEOUT = 5.0
 

@@ -43,7 +43,7 @@ PASSED_ON = (
 )
 
 CONFIGURATION = """
-# pgcoord: clients come by the unix socket, from whoever may enter its folder (mode 0700).
+# pgcoord: clients use the unix socket; only users who may enter its folder (mode 0700) reach it.
 listen_addresses = ''
 max_connections = 100
 """
@@ -74,7 +74,8 @@ class Server:
 
 @dataclass(frozen=True)
 class _Identity:
-    """The user that the programs run as: by a command in front, as an ordinary user, or as ours."""
+    """The user that the programs run as: by a command in front, as an ordinary user, or, without
+    any of these, as the user of this process."""
 
     prefix: tuple[str, ...] = ()
     user: int | None = None
@@ -330,7 +331,7 @@ class EmbeddedPostgres:
             self._check_version()
             self._make_private(self._socket_place(), identity)
             self._launch(identity)
-        # Clients were told of this place: a later start by us, in any environment, keeps it.
+        # Clients know this path: a later start by this process, in any environment, keeps it.
         self._kept_socket = self.server.socket
         return started
 

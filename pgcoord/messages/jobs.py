@@ -132,7 +132,7 @@ async def _checked(conn: Connection, attempt_id: int, signed: Signed, act: Act) 
         if act == "begin":
             reason = "somebody asked to begin its job, and has not its secret"
             await jobs.note_refused_begin(conn, attempt_id, reason)
-        raise NotSigned("the signature is not of the secret of this attempt")
+        raise NotSigned("the signature was not made with the secret of this attempt")
     return _shaped(parse_json(signed.body), attempt_id, act)
 
 

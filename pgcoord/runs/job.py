@@ -59,7 +59,7 @@ _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 _TAIL = 16_000
 _TAIL_CHARACTERS = 4_000
 
-# The most bytes of a result file that are read: what is too large is for the database to say.
+# The most bytes to read of a result file; the database decides whether a result is too large.
 _MOST_RESULT = 3 * 69_632
 
 # Seconds that one request may take.
@@ -361,7 +361,7 @@ class Job:
                 _say(f"pgcoord: the exit status is not taken: {error}")
             except _NotHeard as error:
                 if time.monotonic() > deadline or (is_spooled and self._asked_to_end):
-                    _say(f"pgcoord: the exit status is not heard: {error}")
+                    _say(f"pgcoord: the exit status has not arrived: {error}")
                     return
                 time.sleep(wait)
                 wait = min(2 * wait, 15.0)

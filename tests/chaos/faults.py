@@ -168,7 +168,7 @@ class Faults:
             if seat.is_up and seat.is_told:  # one that drains, say, would leave its place empty
                 assert seat.process
                 try:
-                    seat.process.wait(2 * LONG)
+                    seat.process.wait(LONG)
                 except subprocess.TimeoutExpired:
                     self.wrong.append(f"coordinator {seat.number} was told to end, and goes on")
             self.site.start(seat, dice)
@@ -262,7 +262,7 @@ class Faults:
         for each in pids if number == signal.SIGKILL else [pid] if pid in pids else []:
             with suppress(ProcessLookupError):
                 os.kill(each, number)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while {*pids} & {*self.site.server_pids()} and time.monotonic() < deadline:
             time.sleep(0.05)
         self.later(seconds, self.site.start_server)

@@ -24,16 +24,16 @@ Busy = tuple[str, str, int]
 # Seconds that a phase may be eligible beside a free slot while no other is claimed; that it may run
 # or have no process while it holds a slot; that it may wait for one while no other gets one (phases
 # run for six); that a process may be left whose attempt is over.
-PATIENCE_CLAIM = 30
-PATIENCE_PROCESS = 60
-PATIENCE_SLOT = 120
-PATIENCE_LEFT = 30
+PATIENCE_CLAIM = 120
+PATIENCE_PROCESS = 240
+PATIENCE_SLOT = 480
+PATIENCE_LEFT = 120
 
 # Seconds until all is at rest.
-PATIENCE_REST = 400
+PATIENCE_REST = 1800
 
 # Seconds until a coordinator leads after the calm (starting is slow beside other work).
-PATIENCE_LEAD = 120
+PATIENCE_LEAD = 480
 
 # SQLSTATEs of errors in the server's log that the faults themselves make: shutdown and crash,
 # cancelled and terminated statements, locks that were not had in time, too many connections. F0001:

@@ -1,7 +1,7 @@
 """Where a storm rages: a Postgres of its own, some coordinators, and phases that leave marks.
 
 Everything lies in one folder. `marks` holds a line for each start and each end of a phase's
-process, which the process itself appends; each coordinator has a log a life.
+process, which the process itself appends; each life of a coordinator has its own log.
 """
 
 import itertools
@@ -74,13 +74,13 @@ ODD_ENVIRONMENTS: tuple[dict[str, str], ...] = (
     {"PGOPTIONS": "-c search_path=nowhere -c standard_conforming_strings=off"},
 )
 
-# How a coordinator ends that is stopped: by SIGTERM, by SIGINT, at once, killed.
-_TOLD = (0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
+# Exit statuses of a coordinator that was stopped: by SIGTERM, by SIGINT, at once, killed.
+_STOPPED = (0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
 
 _SIZE_OF_LOG_DISK = "24m"
 
 # Seconds that what has to succeed may take, on a slow machine as well.
-LONG = 60
+LONG = 300
 
 # A traceback of SIGINT; and a frame in it of pgcoord's own, other than an import: without one,
 # Python was interrupted before pgcoord's first line, or after its last.
@@ -223,7 +223,7 @@ class Site:
 
     def note_end(self, seat: Seat) -> None:
         """Record the unexpected end of a coordinator, which should have continued."""
-        if seat.process and seat.log and seat.process.poll() not in (None, *_TOLD):
+        if seat.process and seat.log and seat.process.poll() not in (None, *_STOPPED):
             said = seat.log.read_text(errors="replace")
             interrupted = seat.is_told and said != without_interrupts(said)
             if not (interrupted and seat.process.returncode == 1):

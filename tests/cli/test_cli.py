@@ -274,6 +274,17 @@ def test_an_interrupted_run_names_processes_that_it_leaves_running(
     assert statuses(conn) == {1: "running", 2: "queued"}
 
 
+def test_an_interrupt_before_all_is_imported_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pgcoord", "status"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
 def test_a_stopped_serve_names_the_pools_of_the_jobs_that_it_leaves_running(
     desk: Desk, conn: Connection
 ) -> None:

@@ -173,7 +173,7 @@ def test_the_server_works_in_a_folder_of_any_name(make: Make, short: Path, name:
 
 def test_of_concurrent_starters_one_starts_the_server(embedded: EmbeddedPostgres) -> None:
     callers = [call(embedded.state) for _ in range(4)]
-    said = sorted(each.communicate(timeout=60)[0].strip() for each in callers)
+    said = sorted(each.communicate(timeout=PATIENCE)[0].strip() for each in callers)
     assert said == ["False", "False", "False", "True"]
     assert ask(embedded, "select 1") == 1
 
@@ -509,7 +509,7 @@ def in_mount(state: Path, mount: str) -> subprocess.CompletedProcess[str]:
     command = ["unshare", "-m", "sh", "-c", script, "sh", str(state), sys.executable, START]
     if subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
         pytest.skip("no mount namespace is allowed here")
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 @root_only

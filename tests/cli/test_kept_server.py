@@ -38,6 +38,15 @@ def pg_ctl(desk: Desk, *arguments: str) -> None:
     assert done.returncode == 0
 
 
+def kill_and_spoil(desk: Desk) -> Callable[[], object]:
+    """Kill the server, whose settings keep it from starting; return a call that repairs them."""
+    settings = server_of(desk).server.data / "postgresql.conf"
+    before = settings.read_text()
+    settings.write_text(before + "\nno_such_setting = 1\n")
+    kill_server(server_of(desk))
+    return lambda: settings.write_text(before)
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     """Wait for what nobody notifies of."""
     deadline = time.monotonic() + PATIENCE
@@ -141,10 +150,7 @@ def test_a_server_that_cannot_start_is_said_everywhere_and_tried_until_it_can(
     desk = bare_desk
     serve = desk.start("serve")
     serve.until("leading")
-    settings = server_of(desk).server.data / "postgresql.conf"
-    before = settings.read_text()
-    settings.write_text(before + "\nno_such_setting = 1\n")
-    kill_server(server_of(desk))
+    repair = kill_and_spoil(desk)
     said = serve.until(r'trying again in .* does not start: .*"no_such_setting".*\n')[0]
     assert f"the server's log is {server_of(desk).server.log}" in said
     status, reason = ready(serve)
@@ -153,7 +159,7 @@ def test_a_server_that_cannot_start_is_said_everywhere_and_tried_until_it_can(
     status, shown = page(serve)
     assert (status, "no_such_setting" in shown) == (503, True), shown
     assert "no_such_setting" in page(serve)[1]
-    settings.write_text(before)
+    repair()
     serve.until(AGAIN)
     serve.until(r"leading \(lead 2\)")
     assert serve.output.count("does not start") == 1
@@ -165,13 +171,10 @@ def test_a_server_that_cannot_start_is_not_tried_after_db_stop(bare_desk: Desk) 
     desk = bare_desk
     serve = desk.start("serve")
     serve.until("leading")
-    settings = server_of(desk).server.data / "postgresql.conf"
-    before = settings.read_text()
-    settings.write_text(before + "\nno_such_setting = 1\n")
-    kill_server(server_of(desk))
+    repair = kill_and_spoil(desk)
     serve.until("does not start")
     assert "was stopped already" in desk.say("db", "stop")
-    settings.write_text(before)
+    repair()
     serve.until("was stopped by 'pgcoord db stop'")
     assert AGAIN not in serve.output
 

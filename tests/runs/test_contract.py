@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import PATIENCE
 from support import slurm as cluster
 from support.coordination import (
     Gate,
@@ -38,7 +39,7 @@ HURRIED: dict[str, Any] = {
     "FOLDER_INTERVAL": 0.2,
 }
 
-JOB_TIMEOUT = 120.0
+JOB_TIMEOUT = 2 * PATIENCE
 
 
 class Engine:
@@ -369,7 +370,7 @@ async def test_a_pool_that_is_removed_has_its_jobs_ended_and_recorded(hpc: Engin
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 async def test_a_hundred_jobs_under_forty_slots(hpc: Engine) -> None:
     async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=10 * JOB_TIMEOUT):
         await watch.submit(*[f"echo {number} >> {hpc.folder}/ran" for number in range(100)])

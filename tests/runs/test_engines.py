@@ -443,18 +443,23 @@ async def test_a_full_shared_disk_delays_a_phase_with_that_reason(
 async def test_a_job_that_waits_longer_than_its_queue_timeout_is_removed(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
-    async with running(coordinator(dsn, tmp_path, queue_timeout=timedelta(seconds=1))):
+    async with running(coordinator(dsn, tmp_path, queue_timeout=timedelta(hours=1))):
         await watch.submit("true", "true")
         await watch.until_found("select from pgcoord.attempt having count(job) = 2")
         first, second = engine.in_line()
         await first.begin(watch.conn)  # it has as long as it takes
+        await watch.all(
+            "update pgcoord.attempt set submitted_at = submitted_at - interval '1 h',"
+            " deadline = deadline - interval '1 h' returning id"
+        )
+        await watch.conn.execute("notify pgcoord_wake")
         await watch.until_statuses("running", "failed")
         error = (
             await watch.one(
                 "select error from pgcoord.attempt where number = 1 and outcome is not null"
             )
         )["error"]
-        assert error == "waited in pool far longer than its queue_timeout of 1 s"
+        assert error == "waited in pool far longer than its queue_timeout of 60 min"
         await first.exit(watch.conn)
         await watch.until_statuses("completed", "failed")
     assert second.seen.state is EngineState.ENDED

@@ -840,7 +840,8 @@ def everybody_has_acted(load: Load) -> bool:
 
 
 def run_mixed_load(dsn: str, conn: Connection, epoch: int, seconds: float) -> None:
-    seed = int(os.environ.get("PGCOORD_TEST_SEED") or random.SystemRandom().randrange(2**32))
+    # The same every time, as far as threads do the same: what turns it red is a change.
+    seed = int(os.environ.get("PGCOORD_TEST_SEED", "0"))
     for _ in range(4):
         add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
     load = Load(dsn, epoch, seconds, seed, everybody_has_acted)
@@ -853,7 +854,7 @@ def run_mixed_load(dsn: str, conn: Connection, epoch: int, seconds: float) -> No
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(MOST_LONGER + 60)
+@pytest.mark.timeout(MOST_LONGER + PATIENCE)
 def test_a_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
@@ -861,7 +862,7 @@ def test_a_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(LONG + MOST_LONGER + 60)
+@pytest.mark.timeout(LONG + MOST_LONGER + PATIENCE)
 def test_a_long_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
