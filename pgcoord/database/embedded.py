@@ -459,7 +459,7 @@ class EmbeddedPostgres:
                 if self._is_ours(pid):
                     return True
                 logger.info("removed %s: process %d is not its server", file, pid)
-                file.unlink()
+                file.unlink(missing_ok=True)  # as a server does that was just ending
         return False
 
     def _is_ours(self, pid: int) -> bool:

@@ -69,6 +69,9 @@ LIMIT = 1_048_576
 # The highest number of an attempt that the database can have.
 _HIGHEST = 2**63 - 1
 
+# The number in the address of a probe (runs/job.py), which no attempt has.
+PROBED = 0
+
 # How many copies of a job may ask by file.
 _MOST_COPIES = 20
 

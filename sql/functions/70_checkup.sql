@@ -6,7 +6,10 @@
 -- The definitions that upgrades write. The search path is fixed, for the server qualifies names by it.
 create or replace function pgcoord_private.definitions() returns table (name text, digest text)
 language sql stable
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp
+-- What a definition looks like depends on these: a constant is shown in the session's time zone, say.
+set timezone = 'UTC' set datestyle = 'ISO, MDY' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex'
+set quote_all_identifiers = off set standard_conforming_strings = on as $$
     select 'function ' || p.oid::regprocedure, md5(pg_get_functiondef(p.oid))
     from pg_proc as p
     where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and p.prokind = 'f'

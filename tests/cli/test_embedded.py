@@ -353,6 +353,20 @@ def test_the_server_starts_when_a_stranger_has_its_former_pid(
     assert stranger.poll() is None
 
 
+def test_a_lock_file_may_vanish_while_it_is_looked_at(
+    stopped: EmbeddedPostgres, stranger: subprocess.Popen[bytes]
+) -> None:
+    class Vanishing(EmbeddedPostgres):
+        def _is_ours(self, pid: int) -> bool:
+            (self.server.data / "postmaster.pid").unlink(missing_ok=True)  # its server ends now
+            return super()._is_ours(pid)
+
+    stopped.start()
+    kill_server(stopped)
+    leave_lock_files_of(stranger.pid, stopped)
+    assert Vanishing(stopped.state).start()
+
+
 @needs_proc
 @pytest.mark.scale
 def test_the_server_starts_when_another_server_has_its_former_pid(

@@ -185,6 +185,56 @@ def test_a_server_that_dies_while_it_is_upgraded_is_started_again(bare_desk: Des
     serve.until("leading")
 
 
+def test_an_upgrade_is_tried_again_whose_statement_was_cancelled(bare_desk: Desk) -> None:
+    desk = bare_desk
+    assert desk.call("db", "start").returncode == 0
+    with closing(psycopg.connect(server_of(desk).dsn, autocommit=True)) as conn:
+        conn.execute("select pg_advisory_lock(hashtext('pgcoord.upgrade'))")
+        upgrade, serve = desk.start("upgrade"), desk.start("serve")
+        upgrade.until("waits for a lock")
+        serve.until("waits for a lock")
+        conn.execute(
+            "select pg_cancel_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'"
+        )
+        assert upgrade.wait() == 6
+    serve.until("leading")
+    assert "Traceback" not in upgrade.output + serve.output
+
+
+def test_a_server_that_dies_again_and_again_while_it_is_upgraded_is_started_again(
+    bare_desk: Desk,
+) -> None:
+    desk = bare_desk
+    assert desk.call("db", "start").returncode == 0
+    dsn = server_of(desk).dsn
+    with closing(psycopg.connect(dsn, autocommit=True)) as conn:
+        conn.execute("alter system set max_prepared_transactions = 1")
+    pg_ctl(desk, "restart", "-w", "-l", "log", "-o", f"-h '' -k {server_of(desk).server.socket}")
+    with closing(psycopg.connect(dsn, autocommit=True)) as conn:  # a lock that outlives a crash
+        conn.execute("begin")
+        conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
+        conn.execute("prepare transaction 'held'")
+
+    def is_waiting() -> bool:
+        try:
+            with closing(psycopg.connect(dsn, autocommit=True)) as conn:
+                row = conn.execute(
+                    "select from pg_stat_activity where wait_event_type = 'Lock'"
+                ).fetchone()
+        except psycopg.OperationalError:  # not up yet
+            return False
+        return row is not None
+
+    serve = desk.start("serve")
+    for _ in range(4):
+        eventually(is_waiting)
+        kill_server(server_of(desk))
+    eventually(is_waiting)
+    with closing(psycopg.connect(dsn, autocommit=True)) as conn:
+        conn.execute("rollback prepared 'held'")
+    serve.until("leading")
+
+
 def test_of_two_that_serve_one_starts_the_server(bare_desk: Desk) -> None:
     desk = bare_desk
     both = [desk.start("serve"), desk.start("serve")]

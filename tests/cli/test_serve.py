@@ -100,6 +100,32 @@ def test_a_report_that_cannot_be_sent_is_taken_when_the_process_has_ended(
     assert delivery["result"] == "taken"
 
 
+@pytest.mark.parametrize("off", [600, -600])
+def test_a_node_whose_clock_is_off_reports_by_the_servers(
+    reporting: Desk, dsn: str, conn: Connection, off: int
+) -> None:
+    (reporting.folder / "skewed.py").write_text(
+        "import datetime, sys, time\n"
+        f"real = time.time\ntime.time = lambda: real() + {off}\n"
+        "class Skewed(datetime.datetime):\n"
+        "    @classmethod\n"
+        "    def now(cls, tz=None):\n"
+        "        return cls.fromtimestamp(time.time(), tz)\n"
+        "datetime.datetime = Skewed\n"
+        "from pgcoord.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    serving = reporting.start("serve")
+    serving.until("leading")
+    # Without a folder to keep it in, as where nodes share none: it arrives, or is lost.
+    script = f"PGCOORD_PROMPT_FILE= {sys.executable} skewed.py report completed --patience 0"
+    reporting.say("submit", reporting.plan(script))
+    until(dsn, "count(*) = 1 from pgcoord.attempt where exited_at is not null")
+    assert statuses(conn) == {1: "completed"}
+    side = "ahead of" if off > 0 else "behind"
+    serving.until(rf"the sender's clock is 0:(10:\d\d|09:5\d) {side} this server's")
+
+
 def test_a_report_made_while_no_server_runs_is_taken_once_by_the_next(
     desk: Desk, dsn: str, conn: Connection
 ) -> None:
