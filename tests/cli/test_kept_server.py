@@ -227,9 +227,9 @@ def test_a_server_that_dies_again_and_again_while_it_is_upgraded_is_started_agai
 
     serve = desk.start("serve")
     for _ in range(4):
-        eventually(is_waiting)
+        wait_until(is_waiting)
         kill_server(server_of(desk))
-    eventually(is_waiting)
+    wait_until(is_waiting)
     with closing(psycopg.connect(dsn, autocommit=True)) as conn:
         conn.execute("rollback prepared 'held'")
     serve.until("leading")
