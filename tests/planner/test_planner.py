@@ -124,8 +124,8 @@ Backend analyzes: 5 phases needed
 
 def test_what_surrounds_a_list_of_work_is_in_the_prompts_and_no_phase_of_its_own() -> None:
     found = rows(
-        "## Tasks\n\nUse only what Postgres 14 has.\n\nThe steps:\n\n- Add a table\n- Build the page\n"
-        "\nAsk Dana if in doubt.\n"
+        "## Tasks\n\nUse only what Postgres 14 has.\n\nThe steps:\n\n"
+        "- Add a table\n- Build the page\n\nAsk Dana if in doubt.\n"
     )
     assert [each["title"] for each in found] == ["Add a table", "Build the page"]
     for each in found:
@@ -507,7 +507,7 @@ def test_a_key_that_nothing_has_is_named() -> None:
     text = "- T001 Add the table\n- T002 Add the page (depends on T001, T009)\n"
     planned = build(Feature("A feature", text))
     assert planned.phases[1]["depends_on_phases"] == [1]
-    assert planned.notes == ("T002 comes after T009, which is none of these: ignored",)
+    assert planned.notes == ("T002 comes after T009, which is not among them: ignored",)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import PATIENCE
 from support.coordination import is_alive
 
 from pgcoord import judge
@@ -57,7 +58,7 @@ def judged(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
         env={**os.environ, **(environment or {})},
     )
     return result.returncode, (result.stdout + result.stderr).splitlines()
@@ -264,5 +265,5 @@ def test_a_phase_that_is_ended_during_its_check_ends_the_check() -> None:
         assert process.stdout
         process.stdout.readline()
         check = int(process.stdout.readline())
-        assert process.wait(10) == 128 + signal.SIGTERM
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
     assert not is_alive(check)

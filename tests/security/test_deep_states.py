@@ -30,7 +30,7 @@ READ = (
 
 @pytest.fixture
 async def site(dsn: str, tmp_path: Path) -> AsyncIterator[Site]:
-    async with served(dsn, tmp_path, leads=False, patience=1000) as site:
+    async with served(dsn, tmp_path, leads=False, patience=3000) as site:
         yield site
 
 
@@ -246,7 +246,7 @@ class Walk:
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 async def test_two_thousand_random_changes_leave_all_readable(
     site: Site, conn: Connection, epoch: int
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
+from support import PATIENCE
 from support.database import (
     WORKFLOW,
     Connection,
@@ -593,7 +594,7 @@ def test_leader_and_stand_bys_learn_when_a_process_is_to_be_ended(
             conn.execute("select pgcoord.complete_phase(%s)", [queue_id])
             ears.execute(f"listen {channel}".encode())
             conn.execute("delete from phase_queue")
-        assert list(ears.notifies(timeout=30, stop_after=1))
+        assert list(ears.notifies(timeout=PATIENCE, stop_after=1))
 
 
 def test_an_attempt_given_back_costs_nothing(conn: Connection, epoch: int) -> None:

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from support import PATIENCE
 from support.database import (
     WORKFLOW,
     Connection,
@@ -14,16 +15,11 @@ from support.database import (
     claim,
     one,
     refused,
+    slots,
     start,
     statuses,
     take_lead,
 )
-
-
-def slots(conn: Connection) -> dict[int, bool]:
-    """The slots, and whether each is draining."""
-    rows = conn.execute("select number, draining from pgcoord.slot order by number").fetchall()
-    return {row["number"]: row["draining"] for row in rows}
 
 
 def set_slots(conn: Connection, number: int) -> None:
@@ -319,7 +315,7 @@ def test_a_lead_given_back_wakes_stand_bys(conn: Connection, dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
         other.execute("listen pgcoord_stand_by")
         conn.execute("select pgcoord_private.resign()")
-        assert [note.channel for note in other.notifies(timeout=30, stop_after=1)]
+        assert [note.channel for note in other.notifies(timeout=PATIENCE, stop_after=1)]
         assert other.execute("select from pgcoord.leader").fetchall() == []
         assert ask_for_lead(other)["led"]
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.database import Connection, add_feature, claim, take_lead
 from support.mixed_load import LONG, MOST_LONGER, Load
 
@@ -92,7 +93,7 @@ def eager_autovacuum(server: str) -> Iterator[None]:
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(LONG + MOST_LONGER + 60)
+@pytest.mark.timeout(LONG + MOST_LONGER + PATIENCE)
 @pytest.mark.usefixtures("eager_autovacuum")
 def test_dead_rows_of_a_mixed_load_are_cleared_during_the_load(
     dsn: str, conn: Connection, epoch: int

@@ -734,7 +734,7 @@ def test_a_server_that_dies_at_a_statement_leaves_the_old_database(empty: str) -
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_a_server_that_dies_at_any_statement_leaves_the_old_database(empty: str) -> None:
     die_everywhere(empty, 1)
 
@@ -1116,7 +1116,7 @@ order by f, n
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_million_rows_are_carried_over_and_the_duration_is_printed(
     empty: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
