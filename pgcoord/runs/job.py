@@ -137,17 +137,19 @@ def probe(order: dict) -> int:  # type: ignore[type-arg]
 
 def _trouble_at(url: str) -> str:
     """Return why a job could not report to *url*; "" if it could. Blocks up to `_TRY` seconds."""
-    address = f"{url}/attempts/1/begin"
+    address = f"{url}/attempts/0/begin"  # which there never is
     request = urllib.request.Request(address, b"{}", {"content-type": "application/json"})
     try:
         with _opener.open(request, timeout=_TRY):
             return f"another program answers at {address}"
     except urllib.error.HTTPError as error:
-        # The request is unsigned, so pgcoord refuses it, with a body that no other server sends.
+        # pgcoord refuses the request, with a body that no other server sends.
         is_refusal = error.code in (401, 404) and "reason" in _json_of(error)
         return "" if is_refusal else f"{address} answered {error.code}"
-    except (OSError, ValueError) as error:
-        return str(error)
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(error) or repr(error)
 
 
 class Job:

@@ -133,7 +133,9 @@ class Slurm:
         except NotNow as error:
             return Finding("", "fail", str(error), "install Slurm's commands on this machine")
         if answer.status or " UP" not in answer.output:
-            words = f"its controller does not answer: {_last_line(answer.error or answer.output)}"
+            down = re.search(r".* is DOWN", answer.output)  # before an appeal framed by asterisks
+            reason = down.group() if down else _last_line(answer.error or answer.output)
+            words = f"its controller does not answer: {reason}"
             return Finding("", "fail", words, "is slurm.conf found (SLURM_CONF), slurmctld up?")
         states = dict(line.split() for line in nodes.output.splitlines())
         usable = sum(int(n) for state, n in states.items() if state in _USABLE)
