@@ -34,7 +34,7 @@ _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_bloc
 
 A slot: slot, draining, queue_id, title, status, since, pool, launcher, job, node, waits_for. The
 coordinator: epoch, host, pid, version, lead_at; null when none leads. The lead_blocker: words,
-remedy; null unless a session that is no coordinator holds the lock of the lead. A feature: id,
+remedy; null unless a session that is not a coordinator holds the lock of the lead. A feature: id,
 title, status, total_phases, phases_completed, phases_running, phases_failed, phases_blocked,
 paused_at, cost_usd, tokens_in, tokens_out, max_cost_usd, costs (by workflow: workflow, attempts,
 cost_usd, tokens_in, tokens_out), phases. A phase: queue_id, feature_id, phase_number, title,

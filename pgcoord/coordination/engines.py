@@ -199,7 +199,8 @@ class Watch:
         self.engine = engine
         self.calls = asyncio.Semaphore(_AT_ONCE)
         self.seen: Mapping[str, Sequence[ListedJob]] = {}
-        self.queried_at = -1.0  # loop time of the last query that was answered; -1: none was
+        self.queried_at = -1.0  # loop time of the last answered query; -1: there was none
+        self.trouble: NotNow | None = None  # the first error since its last answer
         self.is_retired = False  # declared differently by now: only supervised jobs are watched
         self._pool = pool
         self.shares_folder = shares_folder
@@ -301,27 +302,26 @@ class Watch:
 
     async def _query_in_turn(self) -> None:
         every = ASKS[0]
-        trouble = None
         while not self._coordination.is_stopping:
             self._hurried.clear()
             before = self.seen
             try:
                 await self.query()
-                if trouble:
+                if self.trouble:
                     logger.info("pool %s: its engine answers again", self._pool)
-                trouble = None
+                self.trouble = None
                 await self._end_strays()
             except NotNow as error:
-                if trouble is None:
+                if self.trouble is None:
                     logger.warning("pool %s: its engine does not answer: %s", self._pool, error)
-                trouble = error
+                    self.trouble = error
             except Stopped:
                 return
             except Exception:  # of one pool: the others, and the coordinator, go on
                 logger.exception("pool %s: its engine is asked again", self._pool)
             for watcher in self._waiting:
                 watcher.news.set()
-            if not self._waiting and (self.is_retired or not (self._strays or trouble)):
+            if not self._waiting and (self.is_retired or not (self._strays or self.trouble)):
                 return
             every = ASKS[0] if self.seen != before else min(2 * every, ASKS[1])
             if await self._coordination.unless_stopped(self._hurried_within(every)):
@@ -742,14 +742,16 @@ class EngineSupervision(Supervision):
     async def _believe_the_engine(self) -> bool:
         """Apply the engine's last answer to this job; return whether the attempt has ended."""
         watch = self._pool.watch
-        sure_at = self._since + (0.0 if self._job is not None else UNSURE)
-        if watch.queried_at < sure_at and self.name not in watch.seen:
-            return False
         listed = watch.seen.get(self.name, ())
         live = [each for each in listed if each.state is not EngineState.ENDED]
+        last = live[0] if live else listed[-1] if listed else None
+        if live or not self._begun:
+            await self._note(last.job if last else self._job, self._waits_for(last))
+        sure_at = self._since + (0.0 if self._job is not None else UNSURE)
+        if watch.queried_at < sure_at and not listed:
+            return False
         if live:
             self._quiet_since = None
-            await self._note(live[0].job, self._waits_for(live[0]))
             return False
         if self._quiet_since is None:
             self._quiet_since = now()
@@ -759,14 +761,20 @@ class EngineSupervision(Supervision):
             return False
         return await self._conclude_without_report(listed)
 
-    def _waits_for(self, listed: ListedJob) -> str | None:
-        """Return why the job has not begun, in words; None if it has."""
-        if listed.state is EngineState.WAITING:
-            return listed.words
+    def _waits_for(self, listed: ListedJob | None) -> str | None:
+        """Return why the job has not begun, in words; None if it has, or that is not known yet."""
+        watch = self._pool.watch
         if self._begun:
             return None
+        if watch.trouble:
+            return f"its engine does not answer: {watch.trouble}"
+        if listed is None:
+            return "its engine does not list it" if watch.queried_at > self._since else None
+        if listed.state is EngineState.WAITING:
+            return listed.words
+        act = f"ended ({listed.words})" if listed.state is EngineState.ENDED else "started"
         node = f" on {listed.node}" if listed.node else ""
-        return f"it started{node}, and nothing is heard of it yet"
+        return f"it {act}{node}, and nothing is heard of it yet"
 
     async def _conclude_without_report(self, listed: Sequence[ListedJob]) -> bool:
         """Conclude on a job that the engine does not list as alive, and that reported no end.
@@ -820,7 +828,7 @@ class EngineSupervision(Supervision):
         except (CannotStart, InvalidConfiguration, OSError) as error:
             self._submissions = _MOST_SUBMISSIONS
             logger.warning("%s cannot be submitted: %s", self.assignment, error)
-        except StaleAttempt as error:  # it must end; `update` is called for that
+        except StaleAttempt as error:  # the attempt must end; `update` is called for that
             self._quiet_since = None
             logger.info("%s is not submitted again: %s", self.assignment, error)
 
@@ -876,7 +884,7 @@ def _in_time(folder: str) -> Iterator[None]:
 def engine_messages(folder: Path) -> str:
     """Return the last lines of engine.log in *folder*, each after a newline; "" if none.
 
-    The engine or the wrapper writes there; the wrapper's come last, as they tell more. Adds a
+    The engine or the wrapper writes there; the wrapper's lines come last: they say more. Adds a
     likely cause if one is known. Blocks on I/O.
     """
     try:

@@ -43,7 +43,7 @@ PASSED_ON = (
 )
 
 CONFIGURATION = """
-# pgcoord: clients come by the unix socket, from whoever may enter its folder (mode 0700).
+# pgcoord: clients use the unix socket; only users who may enter its folder (mode 0700) reach it.
 listen_addresses = ''
 max_connections = 100
 """
@@ -331,7 +331,7 @@ class EmbeddedPostgres:
             self._check_version()
             self._make_private(self._socket_place(), identity)
             self._launch(identity)
-        # Clients were told of this place: a later start by us, in any environment, keeps it.
+        # Clients know this path: a later start by this process, in any environment, keeps it.
         self._kept_socket = self.server.socket
         return started
 
@@ -459,7 +459,7 @@ class EmbeddedPostgres:
                 if self._is_ours(pid):
                     return True
                 logger.info("removed %s: process %d is not its server", file, pid)
-                file.unlink()
+                file.unlink(missing_ok=True)  # as a server does that was just ending
         return False
 
     def _is_ours(self, pid: int) -> bool:

@@ -1,8 +1,8 @@
 """A connection that listens: it holds the lead, receives wake-ups, and notices a dead server.
 
 The one rule: notifications are hints. The caller of `wait` reads the tables afterwards, so a
-notification that is lost, or arrives twice, costs time and nothing else. One may name an attempt,
-by its id, or say `schedules`: then that is what to read.
+notification that is lost, or arrives twice, costs time and nothing else. A notification may name an
+attempt by its id, or say `schedules`: then the caller needs to read only these.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from pgcoord.errors import DatabaseUnusable
 # Seconds between pings of an idle server: 6 statements a minute.
 PING_EVERY = 10.0
 
-# Fewer digits than the highest bigint has: anybody may notify.
+# Fewer digits than the highest bigint has: any client may send a notification.
 _DIGITS = 19
 
 # What a notification says when a schedule was changed (SQL: 59_schedule.sql).
@@ -29,7 +29,7 @@ _SCHEDULES = "schedules"
 _LOST_AFTER = 1.0
 
 BALANCED = (
-    "pgpool-II is between here and the server, and may send what is read to a stand-by that is"
+    "pgpool-II is between here and the server, and may send queries to a stand-by that is"
     " behind: phases that have just started would be ended"
 )
 UNBALANCED = (
@@ -178,8 +178,8 @@ async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
 async def check_wake_ups(dsn: str) -> None:
     """Raise `DatabaseUnusable` if no notification arrives through *dsn* within a second.
 
-    Also where a balancer would send what we read to a stand-by: a phase that has just started
-    would look as if it were unknown, and be ended.
+    Also if a balancer may send our queries to a stand-by, where a phase that has just started is
+    unknown: the coordinator would end it.
     """
     async with await connect(dsn) as conn:
         if await session.balancer(conn) == "sends":
@@ -243,5 +243,5 @@ async def _answers(conn: _sql.Connection) -> bool:
 def only_one_connection(error: DatabaseUnusable) -> DatabaseUnusable:
     """Return the error for a server that has refused a second connection with *error*."""
     return DatabaseUnusable(
-        f"this server takes one connection at a time; of the second: {error}", hint=_SINGLE
+        f"this server takes one connection at a time; the second failed: {error}", hint=_SINGLE
     )

@@ -66,7 +66,7 @@ _NAMES_STEP = re.compile(
     re.IGNORECASE,
 )
 
-# A line that is no heading in Markdown, and begins a phase to people.
+# A line that is not a heading in Markdown, but looks to people as if it began a phase.
 _PHASE_OF_LINE = re.compile(
     r" {0,3}(?:(?:[-+*]|[0-9]{1,3}[.)])\s+)?(?:\[[ xX]\]\s+)?(?:<h[1-6]\b[^>]*>|#{1,6}\s+)?"
     rf"[^\w\s>|]*\s*phase\s+(?P<number>{NUMBER})\s*(?:{_SEPARATOR}|[*_]+\s*$|</h)",
@@ -149,7 +149,7 @@ def other_phases(headings: list[Heading], starts: list[Heading]) -> Iterator[Pro
 
 
 def other_lines(lines: list[str], starts: list[Heading], numbers: set[int]) -> Iterator[Problem]:
-    """Find lines that begin a phase of none of *numbers*, and are no heading: text to Markdown."""
+    """Find lines that look as if they began another phase than *numbers*, but are not headings."""
     first = starts[0].start if starts else 0
     headings = {each.start for each in starts}
     for i, line in outside_of_code(lines):

@@ -77,7 +77,7 @@ def is_parallel(text: str) -> bool:
 
 
 def keys_needed(text: str, keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the keys that *text* says come first, and those of them that are none of *keys*.
+    """Return the keys that *text* says come first, and those of them that are not in *keys*.
 
     *keys*: in their order, for ranges such as T001-T004.
     """

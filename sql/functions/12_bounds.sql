@@ -21,7 +21,7 @@ begin
         raise exception using
             errcode = 'PC005',
             message = format('%s %s', p_what, v_fault),
-            hint = 'Keep what is long in a file, and name the file.';
+            hint = 'Keep long content in a file, and name the file.';
     end if;
 end $$;
 
@@ -35,7 +35,7 @@ begin
         raise exception using
             errcode = 'PC005',
             message = format('%s has %s characters: %s at most', p_what, length(p_value), p_length),
-            hint = 'Keep it short; what is long belongs into a prompt or a description.';
+            hint = 'Keep it short; a long text belongs into a prompt or a description.';
     end if;
 end $$;
 
@@ -142,7 +142,7 @@ create or replace function pgcoord_private.meant_as(p_empty jsonb, p_value jsonb
 language sql immutable
 return case when p_value is null or p_value in ('null', '[]', '{}') then p_empty else p_value end;
 
--- Refuse (PC005) null in those of p_columns that are null in the row.
+-- Refuse (PC005) the nulls of a row in p_columns, which must not be null.
 create or replace function pgcoord_private.refuse_nulls(p_what text, p_row jsonb, variadic p_columns text[]) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -171,9 +171,9 @@ begin
     end loop;
 end $$;
 
--- What the table of phases holds by itself, whatever triggers are switched off: the check of all its rules in one, since
--- Postgres reads a check back from text with every statement that updates a phase, and this text is the shortest. Who changes
--- a rule here checks the rows that there are in a migration: Postgres takes a function of a check to stay what it was.
+-- The rules of a row of phase_queue, which hold even with all triggers disabled. One function checks them all, since Postgres
+-- parses the text of a check constraint with every statement that updates a phase, and one call is the shortest text. A change
+-- of a rule needs a migration that checks the existing rows: Postgres assumes that the function of a check never changes.
 -- Errors: 23514, by the name of the rule.
 create or replace function pgcoord_private.phase_holds(
     p_number integer, p_status text, p_slot smallint, p_unmet integer, p_eligible_at timestamptz, p_gated boolean, p_retry_at timestamptz

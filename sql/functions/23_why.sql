@@ -57,7 +57,8 @@ end $$;
 create or replace function pgcoord_private.waits_in_engine(p_queue_id text, p_attempt integer) returns text
 language sql stable
 begin atomic
-    select format('waits in pool %s since %s%s%s', a.pool, pgcoord_private.clock(a.submitted_at), ', job ' || a.job, ': ' || a.waits_for)
+    select format('%s pool %s since %s%s%s', case when a.job is null then 'is being submitted to' else 'waits in' end, a.pool,
+        pgcoord_private.clock(a.submitted_at), ', job ' || a.job, ': ' || a.waits_for)
     from pgcoord.attempt as a
     where a.queue_id = p_queue_id and a.number = p_attempt and a.submitted_at is not null and a.started_at is null;
 end;

@@ -100,7 +100,7 @@ begin
     perform pgcoord_private.check_times(v_name, new.created_at, new.updated_at, new.paused_at, new.cancelled_at);
     if new.id < 1 then
         raise exception using
-            errcode = 'PC005', message = format('there can be no feature %s', new.id), hint = 'Leave the id out.';
+            errcode = 'PC005', message = format('a feature cannot have the id %s', new.id), hint = 'Leave the id out.';
     elsif coalesce(btrim(new.title), '') = '' then
         raise exception using
             errcode = 'PC005',

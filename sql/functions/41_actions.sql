@@ -373,13 +373,13 @@ begin
         begin
             v_older_than := p_older_than;
         exception when data_exception then
-            v_fault := 'it is no interval';
+            v_fault := 'it is not an interval';
         end;
     end if;
     if v_fault is not null then
         raise exception using
             errcode = 'PC005',
-            message = format('%L is no age of a feature: %s', left(btrim(p_older_than), 60), v_fault),
+            message = format('%L is not an age of a feature: %s', left(btrim(p_older_than), 60), v_fault),
             hint = 'Give an interval with its unit, such as 90 days; 0 for all.';
     end if;
     return pgcoord.prune(v_older_than);

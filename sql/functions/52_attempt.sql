@@ -214,7 +214,7 @@ begin
     if not exists (
         select from pgcoord.elsewhere where attempt_id = p_attempt_id and left_alone_until <= clock_timestamp()
     ) then
-        return;    -- heard of again, or ended
+        return;    -- the host has renewed its lease, or the attempt has ended
     end if;
     if v_attempt.ending is null then
         update pgcoord.attempt

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import PATIENCE
+from support import PATIENCE, wait_until
 from support.database import kill_server, upgrade
 from support.desk import Desk
 
@@ -106,12 +105,6 @@ def leave_lock_files_of(pid: int, embedded: EmbeddedPostgres) -> None:
     ):
         _, rest = file.read_text().split("\n", 1)
         file.write_text(f"{pid}\n{rest}")
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def call(state: Path, code: str = START, **options: Any) -> subprocess.Popen[str]:
@@ -358,6 +351,20 @@ def test_the_server_starts_when_a_stranger_has_its_former_pid(
     assert not stopped.running()
     assert stopped.start()
     assert stranger.poll() is None
+
+
+def test_a_lock_file_may_vanish_while_it_is_looked_at(
+    stopped: EmbeddedPostgres, stranger: subprocess.Popen[bytes]
+) -> None:
+    class Vanishing(EmbeddedPostgres):
+        def _is_ours(self, pid: int) -> bool:
+            (self.server.data / "postmaster.pid").unlink(missing_ok=True)  # its server ends now
+            return super()._is_ours(pid)
+
+    stopped.start()
+    kill_server(stopped)
+    leave_lock_files_of(stranger.pid, stopped)
+    assert Vanishing(stopped.state).start()
 
 
 @needs_proc

@@ -486,7 +486,7 @@ def test_a_key_that_nothing_has_is_named() -> None:
     text = "- T001 Add the table\n- T002 Add the page (depends on T001, T009)\n"
     planned = build(Feature("A feature", text))
     assert planned.phases[1]["depends_on_phases"] == [1]
-    assert planned.notes == ("T002 comes after T009, which is none of these: ignored",)
+    assert planned.notes == ("T002 comes after T009, which is not among them: ignored",)
 
 
 @pytest.mark.parametrize(

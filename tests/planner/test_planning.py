@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.cases import case
 from support.database import Connection, statuses
 from support.desk import Desk
@@ -26,12 +25,6 @@ Show changes in the panel as they happen.
 4. Integration tests of the whole
 5. Documentation of the WebSocket API
 """
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
 
 
 async def make(site: Site, **feature: object) -> str:

@@ -492,6 +492,29 @@ async def test_old_runs_are_removed_from_the_folder_of_a_pool(
     assert [each.order.folder.exists() for each in (ended, alive)] == [False, True]
 
 
+async def test_why_a_job_does_not_begin_is_said_of_each_state(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async def until_why(words: str) -> None:
+        await watch.until_found(f"select from pgcoord.why('queue-1-1') where words ~ '{words}'")
+
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await until_why("waits in pool far since .* UTC, job 1: Priority$")
+        engine.down = True
+        await until_why("job 1: its engine does not answer: it is down$")
+        engine.down = False
+        await until_why("job 1: Priority$")
+        job.seen = replace(job.seen, state=EngineState.RUNNING, node="node1")
+        await until_why("job 1: it started on node1, and nothing is heard of it yet$")
+        job.end()
+        await until_why("job 1: it ended .FAILED. on node1, and nothing is heard of it yet$")
+        await watch.until_statuses("failed")
+    [row] = await watch.all("select error_message from phase_queue")
+    assert row["error_message"].startswith("it ended before it began (job 1: FAILED)")
+
+
 @pytest.mark.scale
 async def test_people_see_pool_engine_job_node_and_reason(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch

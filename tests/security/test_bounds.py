@@ -1,12 +1,9 @@
 """What may be stored is bounded, by whatever statement and from whatever trigger it comes."""
 
-from collections.abc import Iterator
-
 import psycopg
 import pytest
-from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
-from support.database import Connection, add_feature, add_phase, as_user
+from support.database import Connection, add_feature, add_phase
 
 LEVELS = 1_500
 DIGITS = "9" * 5_000
@@ -133,15 +130,6 @@ def test_a_feature_that_no_page_could_show_is_refused(
         assert words in refusal(conn, f"update public.planned_features set {column} = %s", value)
 
 
-@pytest.fixture
-def client(dsn: str, logins: dict[str, str]) -> Iterator[Connection]:
-    """A connection of a member of pgcoord_client."""
-    with psycopg.connect(
-        as_user(dsn, logins["client"]), autocommit=True, row_factory=dict_row
-    ) as conn:
-        yield conn
-
-
 def test_a_time_that_nobody_can_count_with_is_refused_from_a_clients_trigger(
     conn: Connection, client: Connection
 ) -> None:
@@ -162,7 +150,7 @@ def test_a_time_that_nobody_can_count_with_is_refused_from_a_clients_trigger(
 
 def test_ids_far_ahead_are_the_owners_alone(conn: Connection, client: Connection) -> None:
     statement = "insert into public.planned_features (id, title) values (%s, 't')"
-    assert "there can be no feature -1" in refusal(conn, statement, -1)
+    assert "a feature cannot have the id -1" in refusal(conn, statement, -1)
     client.execute(statement.encode(), [50])
     words = refusal(client, statement, 2_000_000)
     assert "one of your own lies at most 10000 ahead" in words

@@ -15,16 +15,11 @@ from support.database import (
     claim,
     one,
     refused,
+    slots,
     start,
     statuses,
     take_lead,
 )
-
-
-def slots(conn: Connection) -> dict[int, bool]:
-    """The slots, and whether each is draining."""
-    rows = conn.execute("select number, draining from pgcoord.slot order by number").fetchall()
-    return {row["number"]: row["draining"] for row in rows}
 
 
 def set_slots(conn: Connection, number: int) -> None:

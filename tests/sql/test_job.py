@@ -103,7 +103,8 @@ def test_a_claim_records_that_a_job_is_submitted_if_an_engine_runs_it(conn: Conn
     assert [attempt_of(conn, here)[name] for name in columns] == [None] * 3
     since, launcher, deadline = (attempt_of(conn, there)[name] for name in columns)
     assert (launcher, deadline - since) == ("slurm", timedelta(seconds=60))
-    assert "waits in pool far since" in one(conn, "select * from pgcoord.why(%s)", there)["words"]
+    words = one(conn, "select * from pgcoord.why(%s)", there)["words"]
+    assert words.startswith("is being submitted to pool far since ")
     begin(conn, there, "a")
     assert attempt_of(conn, there)["deadline"] is None
 

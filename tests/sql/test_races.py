@@ -19,8 +19,10 @@ from support.database import (
     add_phase,
     attempt_of,
     claim,
+    one,
     phase,
     refused,
+    slots,
     statuses,
 )
 from support.mixed_load import LONG, MOST_LONGER, Load, faults, overlaps
@@ -200,6 +202,31 @@ def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_on_the_agenda(
     assert claim(conn, epoch) == ["queue-1-1"]
 
 
+def test_a_feature_that_is_changed_and_then_locked_delays_no_claim_of_another(
+    conn: Connection, epoch: int, first: Session
+) -> None:
+    add_feature(conn, {1: []})
+    add_feature(conn, {1: []})
+    conn.execute("update phase_queue set retry_at = now() where queue_id = 'queue-1-1'")
+    first.do("begin")
+    first.do("update planned_features set title = 'b' where id = 1")
+    first.do("select from planned_features where id = 1 for update")
+    assert claim(conn, epoch) == ["queue-2-1"]
+    assert claim(conn, epoch) == ["queue-1-1"]
+
+
+def test_slots_that_are_lowered_do_not_delay_the_look_for_work(
+    conn: Connection, epoch: int, first: Session
+) -> None:
+    add_feature(conn, {1: []})
+    conn.execute("set lock_timeout = '1s'")
+    first.do("begin")
+    for change in ("update pgcoord.slot set draining = true", "delete from pgcoord.slot"):
+        first.do(change)  # as set_slots does, before it deletes them from pgcoord.free_slot
+    row = one(conn, "select locked from pgcoord_private.next_work()")
+    assert sorted(row["locked"]) == ["slot 1", "slot 2", "slot 3"]
+
+
 def test_a_claim_waits_for_an_insert_as_running_and_leaves_the_slot_to_the_insert(
     conn: Connection, epoch: int, first: Session, second: Session
 ) -> None:
@@ -300,11 +327,6 @@ def phase_in_slot(conn: Connection, slot: int) -> str:
     row = conn.execute("select queue_id from phase_queue where slot = %s", [slot]).fetchone()
     assert row
     return str(row["queue_id"])
-
-
-def slots(conn: Connection) -> dict[int, bool]:
-    rows = conn.execute("select number, draining from pgcoord.slot order by number").fetchall()
-    return {row["number"]: row["draining"] for row in rows}
 
 
 # Completions.
