@@ -182,8 +182,12 @@ async def check_wake_ups(dsn: str) -> None:
     unknown: the coordinator would end it.
     """
     async with await connect(dsn) as conn:
-        if await session.balancer(conn) == "sends":
-            raise DatabaseUnusable(BALANCED, hint=f"Set {UNBALANCED}.")
+        try:
+            balancer = await session.balancer(conn)
+        except psycopg.OperationalError as error:  # the connection was lost meanwhile
+            raise unusable(error) from error
+    if balancer == "sends":
+        raise DatabaseUnusable(BALANCED, hint=f"Set {UNBALANCED}.")
     if await round_trip(dsn) is None:
         raise DatabaseUnusable(
             "notifications do not arrive through this DSN: no work would be started in time",
@@ -224,12 +228,16 @@ async def _round_trip(dsn: str, receiver: _sql.Connection) -> float | None:
 
 async def _another(dsn: str, first: _sql.Connection) -> _sql.Connection:
     """Connect once more; raise `DatabaseUnusable` with the reason where *first* is the only one."""
-    try:
-        return await connect(dsn)
-    except DatabaseUnusable as error:
-        if error.sqlstate is None and await _answers(first):
-            raise only_one_connection(error) from None
-        raise  # with its cause, by which `may_pass` knows it
+    refused = 0
+    while True:
+        try:
+            return await connect(dsn)
+        except DatabaseUnusable as error:
+            if error.sqlstate is not None or not await _answers(first):
+                raise  # with its cause, by which `may_pass` knows it
+            refused += 1
+            if refused == 3:  # no accident
+                raise only_one_connection(error) from None
 
 
 async def _answers(conn: _sql.Connection) -> bool:
