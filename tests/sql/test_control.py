@@ -59,7 +59,11 @@ def test_no_action_needs_a_reason(conn: Connection, action: Action) -> None:
     add_phase(conn, feature, 3, phase_data=Jsonb({"gate": "Shall it run?"}))
     number = {"retry": 2, "approve": 3, "reject": 3}.get(action.verb, 1)
     conn.execute("select pgcoord.add_schedule('nightly', '0 3 * * *', pgcoord.feature_plan(1))")
-    targets = {"phase": [f"queue-{feature}-{number}"], "feature": [feature], "all": []}
+    targets: dict[str, list[Any]] = {
+        "phase": [f"queue-{feature}-{number}"],
+        "feature": [feature],
+        "all": [],
+    }
     values = targets.get(action.scope, ["nightly"])
     conn.execute(f"select {action.statement(*('%s' for _ in values))}".encode(), values)
 
