@@ -1,5 +1,6 @@
 """The command that plans: a feature of the database, or one that a file describes."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -358,10 +359,21 @@ def _plan_file(planner: "FeaturePlanner", path: Path, hours: float | None) -> _C
             say(f"pgcoord: {note}", err=True)
         rows = [each.row() for each in read.phases]
         return None, Feature(read.title, read.description), Planned(rows, "file"), _USUAL_SLOTS
-    feature = described_by(text, hours)
+    feature = described_by(text, hours, _called(path))
     if not feature.title:
         raise InvalidInput(f"{path}: it is empty: expected a title, and a description below it")
     return None, feature, asyncio.run(planner.plan(feature)), _USUAL_SLOTS
+
+
+def _called(path: Path) -> str:
+    """Return a title for a file that has none: its name, or its folder's where that says less."""
+    telling = [
+        each
+        for each in (path.stem, path.resolve().parent.name)
+        if each and each.lower() not in ("-", "plan", "plans", "task", "tasks", "todo", "readme")
+    ]
+    words = re.sub(r"[-_\s]+", " ", telling[0] if telling and str(path) != "-" else "").strip()
+    return words[:1].upper() + words[1:] or "Plan"
 
 
 def _read(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pgcoord.configuration import results
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
-from pgcoord.database.jobs import JobAnswer
+from pgcoord.database.rows import Answer
 from pgcoord.database.work import Assignment
 from pgcoord.errors import InvalidInput, NotFound, StaleAttempt
 from pgcoord.messages import plain_files
@@ -118,7 +118,7 @@ async def answer_exit(
     if recorded is None or recorded.answer is None:
         recorded = await claims.record_end(conn, end)
     assert recorded.answer is not None
-    if refused := JobAnswer(**recorded.answer).refusal():
+    if refused := Answer(**recorded.answer).refusal():
         raise refused
     return {"attempt": attempt_id}
 

@@ -199,7 +199,7 @@ begin
     return true;
 end $$;
 comment on function pgcoord.give_up_attempt(bigint, text, text) is
-    'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused); returns whether it was still open.';
+    'Give up an attempt that has no process, for the owner and coordinators: as failed (could not start), lost (vanished) or returned (unused). Returns whether it was still open.';
 
 -- End an attempt of another host whose lease has expired, as lost; a requested end takes precedence. Whether its process is
 -- gone is unknown: it stays recorded as alive, and the next coordinator on that host ends it.

@@ -119,7 +119,9 @@ class Seat:
             self.is_stopped = (self.is_stopped or number == signal.SIGSTOP) and (
                 number != signal.SIGCONT
             )
-            self.is_told = self.is_told or number in (signal.SIGTERM, signal.SIGINT)
+            # It ignores SIGINT where we do, as what a shell starts in the background does.
+            is_heard = signal.getsignal(number) != signal.SIG_IGN
+            self.is_told |= number in (signal.SIGTERM, signal.SIGINT) and is_heard
 
 
 class Site:

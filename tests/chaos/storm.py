@@ -121,6 +121,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="for what is kept; else a temporary one")
     wanted = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have it ignore
     folder = wanted.folder or Path(tempfile.mkdtemp(prefix="pgcoord-chaos-"))
     begin, total, violations = time.monotonic(), Outcome(wanted.seed), 0
     storms = 0

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support import PATIENCE
+from support import PATIENCE, git
 from support.database import Connection, add_feature
 from support.desk import CONFIGURATION, Desk, address_of, until
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
@@ -204,10 +204,8 @@ def test_a_worktree_needs_a_repository_with_a_commit(desk: Desk) -> None:
     desk.write("pgcoord.toml", work)
     assert levels(desk)[1]["worktrees"] == "fail"
     assert "workflow work: " in desk.call("doctor").stdout
-    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    subprocess.run(["git", "init", "--quiet", desk.folder], check=True)
-    commit = ["git", *names, "commit", "--quiet", "--allow-empty", "--message", "first"]
-    subprocess.run(commit, cwd=desk.folder, check=True)
+    git(desk.folder, "init", "--quiet")
+    git(desk.folder, "commit", "--quiet", "--allow-empty", "--message", "first")
     assert levels(desk)[1]["worktrees"] == "ok"
     desk.write("pgcoord.toml", f'{work}base = "nowhere"\n')
     assert levels(desk)[1]["worktrees"] == "fail"

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import PATIENCE
+from support import PATIENCE, wait_until
 from support.database import kill_server, upgrade
 from support.desk import Desk
 
@@ -106,12 +105,6 @@ def leave_lock_files_of(pid: int, embedded: EmbeddedPostgres) -> None:
     ):
         _, rest = file.read_text().split("\n", 1)
         file.write_text(f"{pid}\n{rest}")
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def call(state: Path, code: str = START, **options: Any) -> subprocess.Popen[str]:
@@ -482,6 +475,50 @@ def test_a_kill_in_the_middle_of_initdb_leaves_no_half_cluster(
     assert embedded.start()
     assert ask(embedded, "select 1") == 1
     assert not half_made.exists()
+
+
+def test_a_server_that_is_killed_as_it_starts_is_started_again(
+    stopped: EmbeddedPostgres, make: Make, tmp_path: Path
+) -> None:
+    stopped.start()
+    stopped.stop()
+    real, killing = stopped.binaries.directory, tmp_path / "killing"
+    killing.mkdir()
+    for program in ("postgres", "initdb"):
+        (killing / program).symlink_to(real / program)
+    script = killing / "pg_ctl"
+    script.write_text(
+        f"""#!/bin/sh
+        [ "${{*%start}}" = "$*" ] || [ -e {tmp_path}/killed ] || {{
+            touch {tmp_path}/killed
+            {real}/pg_ctl "$@" && kill -9 $(head -1 data/postmaster.pid)
+            exit 1
+        }}
+        exec {real}/pg_ctl "$@"
+        """
+    )
+    script.chmod(0o755)
+    again = make(stopped.state, Binaries(killing, stopped.binaries.version))
+    assert again.start()
+    assert (tmp_path / "killed").exists()
+    assert ask(again, "select 1") == 1
+
+
+def test_a_server_that_recovers_and_is_killed_then_is_started_again(
+    stopped: EmbeddedPostgres,
+) -> None:
+    class Recovering(EmbeddedPostgres):
+        asked = 0
+
+        def running(self) -> bool:
+            self.asked += 1
+            if self.asked == 2:
+                kill_server(self)
+            return self.asked > 2 and super().running()
+
+    stopped.start()
+    assert Recovering(stopped.state).start()
+    assert ask(stopped, "select 1") == 1
 
 
 def test_a_start_whose_caller_was_killed_is_carried_on(stopped: EmbeddedPostgres) -> None:

@@ -6,14 +6,13 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPConnection
 
 import psycopg
 import pytest
-from support import PATIENCE
+from support import PATIENCE, wait_until
 from support.database import kill_server
 from support.desk import Desk, Program, address_of, until
 
@@ -45,14 +44,6 @@ def kill_and_spoil(desk: Desk) -> Callable[[], object]:
     settings.write_text(before + "\nno_such_setting = 1\n")
     kill_server(server_of(desk))
     return lambda: settings.write_text(before)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for what nobody notifies of."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def ready(program: Program) -> tuple[int, str]:
@@ -109,7 +100,7 @@ def test_a_process_that_ends_while_the_server_is_gone_is_recorded(bare_desk: Des
         kill_server(server_of(desk))
         gate.write_text("")
         serve.until("trying again in")
-        eventually((desk.folder / "said").exists)
+        wait_until((desk.folder / "said").exists)
     serve.until(r"leading \(lead 2\)")
     until(server_of(desk).dsn, "count(*) = 1 from phase_queue where status = 'completed'")
     assert (desk.folder / "said").read_text() == "end\n"
@@ -119,7 +110,7 @@ def test_run_goes_on_after_its_server_was_killed(bare_desk: Desk) -> None:
     desk = bare_desk
     gate = desk.gate()
     run = desk.start("run", desk.plan(f"echo one >> said; cat {gate}", "echo two >> said"))
-    eventually((desk.folder / "said").exists)
+    wait_until((desk.folder / "said").exists)
     kill_postmaster(desk)
     run.until(AGAIN)
     gate.write_text("")
@@ -236,9 +227,9 @@ def test_a_server_that_dies_again_and_again_while_it_is_upgraded_is_started_agai
 
     serve = desk.start("serve")
     for _ in range(4):
-        eventually(is_waiting)
+        wait_until(is_waiting)
         kill_server(server_of(desk))
-    eventually(is_waiting)
+    wait_until(is_waiting)
     with closing(psycopg.connect(dsn, autocommit=True)) as conn:
         conn.execute("rollback prepared 'held'")
     serve.until("leading")

@@ -40,8 +40,6 @@ from pgcoord.errors import InvalidConfiguration
 
 LATER = timedelta(minutes=5)
 
-TOLD = "select from pgcoord.event where kind = 'issue_told'"
-
 
 @pytest.fixture(scope="module", params=["plain", pytest.param("prism", marks=pytest.mark.scale)])
 def github_server(

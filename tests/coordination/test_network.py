@@ -6,11 +6,11 @@ by a cable (a pair of virtual devices) that is pulled out.
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from support.cable import Cable, server_for_both
+from support.cable import Cable
 from support.coordination import coordinator_process, make_coordinator, running, watching
 
 from pgcoord.database import connect
@@ -23,12 +23,6 @@ NOTICED = 15
 
 # What a loaded machine may add; without settings of ours the kernel takes fifteen minutes.
 SLOWNESS = 60
-
-
-@pytest.fixture
-def remote(cable: Cable, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
-    with server_for_both(tmp_path / "server", cable) as server:
-        yield server
 
 
 @pytest.mark.parametrize("settings", [connect._KEEPALIVE, connect._OF_LEAD], ids=["we", "server"])

@@ -4,12 +4,11 @@ import asyncio
 import html
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.database import Connection, add_feature, one
-from support.serving import Site, served
+from support.serving import Site
 
 from pgcoord.actions import ACTIONS, Action
 from pgcoord.http.openapi import document
@@ -36,12 +35,6 @@ NO_ACTIONS = {
 }
 
 NUMBER = 2  # of a priority, of slots, of US dollars
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
 
 
 def target_of(action: Action, feature: int) -> str | int | None:

@@ -31,12 +31,6 @@ READ = {"authorization": f"Bearer {READ_TOKEN}"}
 
 
 @pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
-
-
-@pytest.fixture
 async def locked(dsn: str, tmp_path: Path) -> Any:
     """A site that asks for a token."""
     async with served(dsn, tmp_path, leads=False, environment=TOKENS) as site:

@@ -1,6 +1,5 @@
 """POST /attempts/ID/begin and /exit: what a job says is believed when its attempt signed it."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +14,7 @@ from support.database import (
     one,
     statuses,
 )
-from support.serving import SECRET, Site, served, signed
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
+from support.serving import SECRET, Site, signed
 
 
 @pytest.fixture

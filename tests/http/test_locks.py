@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,7 +11,7 @@ import psycopg
 import pytest
 from support import PATIENCE
 from support.database import Connection, add_feature, claim, start, statuses
-from support.serving import SECRET, Site, served, signed
+from support.serving import SECRET, Site, signed
 
 SLEEPING = (
     "select count(*) from pg_stat_activity where datname = current_database()"
@@ -22,12 +21,6 @@ WAITING = (
     "select count(*) from pg_stat_activity where datname = current_database()"
     " and cardinality(pg_blocking_pids(pid)) > 0"
 )
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
 
 
 @pytest.fixture

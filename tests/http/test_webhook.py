@@ -34,17 +34,6 @@ def running(conn: Connection, epoch: int) -> str:
     return queue_id
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
-
-
 def attempt(conn: Connection, queue_id: str, number: int = 1) -> dict[str, Any]:
     row = conn.execute(
         "select * from pgcoord.attempt where queue_id = %s and number = %s", [queue_id, number]

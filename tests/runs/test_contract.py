@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PATIENCE
+from support import PATIENCE, git
 from support import slurm as cluster
 from support.coordination import (
     Gate,
@@ -125,12 +124,6 @@ async def test_the_environment_is_exactly_that_of_the_workflow(engine: Engine) -
     assert attempt["exit_code"] == 0
 
 
-def git(folder: Path, *words: str) -> str:
-    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    command = ["git", "-C", str(folder), *names, *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 @pytest.mark.scale
 async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: Engine) -> None:
     """Phases that report do so with their work; what is temporary uses up no attempt."""
@@ -170,7 +163,7 @@ async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: E
         "cost_usd": 1,
     }
     assert "pgcoord: the check failed with status 1" in check["error_message"]
-    assert git(project, "ls-tree", "--name-only", "pgcoord/feature-1") == "one\ntwo\n"
+    assert git(project, "ls-tree", "--name-only", "pgcoord/feature-1") == "one\ntwo"
 
 
 async def test_a_prompt_of_five_megabytes(engine: Engine) -> None:

@@ -7,12 +7,11 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import PATIENCE
-from support.cable import Cable, server_for_both
+from support.cable import Cable
 from support.coordination import (
     Gate,
     coordinator_process,
@@ -59,12 +58,6 @@ def dies(kind, name, before):
     setattr(kind, name, come_to)
 dies({step})
 """
-
-
-@pytest.fixture
-def remote(cable: Cable, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
-    with server_for_both(tmp_path / "server", cable) as server:
-        yield server
 
 
 async def test_a_leader_on_another_host_takes_over_the_work_of_a_killed_leader(

@@ -36,11 +36,6 @@ NONE = timedelta(0)
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def make_run(tmp_path: Path) -> AsyncIterator[MakeRun]:
     """Make runs, each in a folder of its own; nothing of them is left when the test is over."""
     runs: list[Run] = []

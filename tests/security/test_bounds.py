@@ -1,12 +1,9 @@
 """What may be stored is bounded, by whatever statement and from whatever trigger it comes."""
 
-from collections.abc import Iterator
-
 import psycopg
 import pytest
-from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
-from support.database import Connection, add_feature, add_phase, as_user
+from support.database import Connection, add_feature, add_phase
 
 LEVELS = 1_500
 DIGITS = "9" * 5_000
@@ -131,15 +128,6 @@ def test_a_feature_that_no_page_could_show_is_refused(
         assert words in refusal(conn, statement, *values)
     else:
         assert words in refusal(conn, f"update public.planned_features set {column} = %s", value)
-
-
-@pytest.fixture
-def client(dsn: str, logins: dict[str, str]) -> Iterator[Connection]:
-    """A connection of a member of pgcoord_client."""
-    with psycopg.connect(
-        as_user(dsn, logins["client"]), autocommit=True, row_factory=dict_row
-    ) as conn:
-        yield conn
 
 
 def test_a_time_that_nobody_can_count_with_is_refused_from_a_clients_trigger(

@@ -22,6 +22,7 @@ from support.database import (
     one,
     phase,
     refused,
+    slots,
     statuses,
 )
 from support.mixed_load import LONG, MOST_LONGER, Load, faults, overlaps
@@ -326,11 +327,6 @@ def phase_in_slot(conn: Connection, slot: int) -> str:
     row = conn.execute("select queue_id from phase_queue where slot = %s", [slot]).fetchone()
     assert row
     return str(row["queue_id"])
-
-
-def slots(conn: Connection) -> dict[int, bool]:
-    rows = conn.execute("select number, draining from pgcoord.slot order by number").fetchall()
-    return {row["number"]: row["draining"] for row in rows}
 
 
 # Completions.

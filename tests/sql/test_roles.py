@@ -289,15 +289,6 @@ def test_a_checkup_shows_the_rights_of_its_caller(
     )
 
 
-@pytest.fixture
-def client(dsn: str, logins: dict[str, str]) -> Iterator[Connection]:
-    """A connection of a login that is nothing but a client."""
-    with psycopg.connect(
-        as_user(dsn, logins["client"]), autocommit=True, row_factory=dict_row
-    ) as conn:
-        yield conn
-
-
 async def test_a_plan_runs_to_its_end_with_roles_of_only_coordinator_and_client(
     dsn: str, logins: dict[str, str], tmp_path: Path
 ) -> None:
