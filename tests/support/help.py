@@ -3,8 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pgcoord.__main__ import make_app
 
