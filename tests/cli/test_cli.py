@@ -600,6 +600,8 @@ def test_slots_shows_and_sets_how_many_run_at_once(
     add_feature(conn, {1: [], 2: []})
     claim(conn, epoch)
     assert desk.say("slots", "1") == "1 slot, 1 held; queue-1-2 runs to its end beyond them"
+    both = desk.say("slots", "0")
+    assert both == "0 slots, 0 held; queue-1-1, queue-1-2 run to their end beyond them"
     assert desk.say("slots", "5") == "5 slots, 2 held"
     assert len(conn.execute("select from pgcoord.slot").fetchall()) == 5
 
