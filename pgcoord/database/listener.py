@@ -25,7 +25,8 @@ _DIGITS = 19
 # What a notification says when a schedule was changed (SQL: 59_schedule.sql).
 _SCHEDULES = "schedules"
 
-# Seconds after which a notification counts as lost: without a pooler, one takes milliseconds.
+# Seconds to wait for a notification, which takes milliseconds without a pooler: where the server
+# answers without one after that, it is lost.
 _LOST_AFTER = 1.0
 
 BALANCED = (
@@ -176,7 +177,7 @@ async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
 
 
 async def check_wake_ups(dsn: str) -> None:
-    """Raise `DatabaseUnusable` if no notification arrives through *dsn* within a second.
+    """Raise `DatabaseUnusable` if no notification arrives through *dsn*.
 
     Also if a balancer may send our queries to a stand-by, where a phase that has just started is
     unknown: the coordinator would end it.
@@ -223,6 +224,11 @@ async def _round_trip(dsn: str, receiver: _sql.Connection) -> float | None:
                 " lock excludes anybody",
                 hint=_SINGLE,
             )
+        # A server that was slow for a moment has sent it before its answer just now.
+        if receiver.pgconn.notifies():
+            return time.monotonic() - began
+        async for _ in receiver.notifies(timeout=0, stop_after=1):
+            return time.monotonic() - began
     return None
 
 

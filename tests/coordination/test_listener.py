@@ -2,11 +2,14 @@
 
 import asyncio
 import itertools
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,6 +24,7 @@ from pgcoord.database import schema, session
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.embedded import EmbeddedPostgres
 from pgcoord.database.listener import (
+    _LOST_AFTER,
     PING_EVERY,
     Listener,
     check_wake_ups,
@@ -311,6 +315,26 @@ async def test_a_server_that_refuses_for_good_ends_the_coordinator_at_once(
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(DatabaseUnusable, match="no_such_database"):
             await coordinator.run()
+
+
+@pytest.mark.scale
+async def test_a_notification_of_a_server_that_is_slow_for_a_moment_is_not_taken_for_lost(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notify = session.notify
+    async with await connect(dsn) as receiver:
+        pid = receiver.info.backend_pid
+
+        async def freeze_and_notify(sender: psycopg.AsyncConnection[Any], channel: str) -> None:
+            os.kill(pid, signal.SIGSTOP)
+            await notify(sender, channel)
+            later = 1.5 * _LOST_AFTER
+            asyncio.get_running_loop().call_later(later, os.kill, pid, signal.SIGCONT)
+
+        monkeypatch.setattr(session, "notify", freeze_and_notify)
+        took = await round_trip(dsn, receiver)
+    assert took is not None
+    assert took >= 1.5 * _LOST_AFTER
 
 
 @asynccontextmanager
