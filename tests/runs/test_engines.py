@@ -231,6 +231,32 @@ async def test_a_pool_that_gets_another_engine_takes_no_job_of_the_former_for_lo
     ] == "failed"
 
 
+async def test_a_job_at_a_former_launcher_says_so_and_ends_once_that_is_declared_again(
+    dsn: str,
+    tmp_path: Path,
+    engine: FakeEngine,
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    FakeEngine().is_launcher(monkeypatch, "other")
+    before = coordinator(dsn, tmp_path)
+    async with running(before):
+        await watch.submit("true")
+        await (await submitted(watch, engine)).begin(watch.conn)
+        await watch.until_statuses("running")
+    async with running(coordinator(dsn, tmp_path, launcher="other")) as leader:
+        await watch.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_found(
+            "select from pgcoord.why('queue-1-1') where words ~ ': enough; job 1: it cannot be"
+            " ended now: its job is at fake, the former launcher of pool far: declare that'"
+        )
+        assert len([each for each in caplog.messages if "cannot be ended" in each]) == 1
+        leader.reconfigure(replace(leader.configuration, pools=before.configuration.pools))
+        await watch.until_statuses("cancelled")
+    assert [each.seen.state for each in engine.in_line()] == [EngineState.ENDED]
+
+
 async def test_the_log_of_a_job_that_ends_without_a_word_is_copied_to_its_end(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
