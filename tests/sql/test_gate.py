@@ -1,4 +1,4 @@
-"""Gates: a phase waits for approval, holds no slot meanwhile, and shows the answer and its author."""
+"""Gates: a phase waits for approval, holds no slot meanwhile, and shows its answer and author."""
 
 import re
 from dataclasses import replace

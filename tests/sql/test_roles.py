@@ -192,7 +192,7 @@ STATEMENTS: list[tuple[str, tuple[str, ...]]] = [
     ("select pgcoord_private.expire_attempts()", COORDINATOR),
     ("select * from pgcoord_private.next_work()", COORDINATOR),
     ("select from phase_queue where queue_id = 'queue-1-4' for no key update", CLIENT),
-    # what is behind the doors
+    # tables and functions that only functions may use
     ("insert into pgcoord.event (kind, actor) values ('made up', 'another')", COORDINATOR),
     ("update pgcoord.event set actor = 'another'", NOBODY),
     ("delete from pgcoord.event", NOBODY),
