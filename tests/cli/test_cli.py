@@ -1,6 +1,7 @@
 """The command line as people use it: real plans, real processes, a real database."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -16,9 +17,9 @@ from support import PATIENCE
 from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, statuses, take_lead
 from support.desk import CONFIGURATION, Desk, until
-from typer.testing import CliRunner
+from support.help import help_of
 
-from pgcoord.__main__ import _MODULE_OF, make_app
+from pgcoord.__main__ import _MODULE_OF
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
@@ -1180,7 +1181,12 @@ def test_a_short_command_looks_for_no_garbage(desk: Desk, conn: Connection, word
 
 @pytest.mark.parametrize("name", sorted(_MODULE_OF))
 def test_a_frequent_command_is_the_same_with_all_others(name: str) -> None:
-    alone, among_all = (
-        CliRunner().invoke(make_app(words), [name, "--help"]) for words in ([name], [])
-    )
+    alone, among_all = (help_of(name, words=words) for words in ([name], []))
     assert (alone.exit_code, alone.output) == (0, among_all.output)
+
+
+def test_help_that_is_asked_for_here_leaves_the_log_as_it_was() -> None:
+    loggers = [logging.getLogger(name) for name in ("", "pgcoord", "psycopg")]
+    before = [(each.level, [*each.handlers]) for each in loggers]
+    help_of("status")
+    assert [(each.level, [*each.handlers]) for each in loggers] == before
