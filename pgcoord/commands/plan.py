@@ -147,12 +147,16 @@ def _check_options(is_stored: bool, options: list[str], hours: float | None) -> 
     *options*: those of --from, --execute, --again and --show that were given, in this order.
     """
     if not is_stored and options:
-        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=options[0])
+        raise typer.BadParameter(
+            "expected with the number of a feature, not with a file.", param_hint=options[0]
+        )
     ways = [name for name in options if name != "--execute"]
     if len(ways) > 1 or {"--show", "--execute"} <= set(options):
         raise typer.BadParameter(f"not together with {options[0]}.", param_hint=options[1])
     if is_stored and hours is not None:
-        raise typer.BadParameter("a feature has its own.", param_hint="--hours")
+        raise typer.BadParameter(
+            "expected with a file: a feature has its own estimate.", param_hint="--hours"
+        )
 
 
 def show_check(path: Path, read: "Plan", as_json: bool) -> None:

@@ -5,8 +5,8 @@
 create or replace function pgcoord_private.derived_hint(p_columns text) returns text
 language sql immutable
 return case p_columns
-    when 'workflow_type' then 'It is what phase_data names: {"workflow_type": "…"}.'
-    when 'gated' then 'It follows from phase_data: {"gate": "…"}; pgcoord.approve(queue_id, reason) says yes.'
+    when 'workflow_type' then 'It is what phase_data names: {"workflow_type": "..."}.'
+    when 'gated' then 'It follows from phase_data: {"gate": "..."}; pgcoord.approve(queue_id, reason) says yes.'
     else 'Leave it as it is: it follows from status, depends_on_phases, phase_data, from pauses and from attempts.'
 end;
 

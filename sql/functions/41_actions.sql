@@ -222,7 +222,7 @@ begin
                 errcode = 'PC002',
                 message = format('feature %s cannot be resumed: %s', p_feature_id, v_spent),
                 hint = case when v_spent like 'its budget%'
-                    then format('pgcoord.set_budget(%s, …) gives it more, and resumes it; null takes its limit away.', p_feature_id)
+                    then format('pgcoord.set_budget(%s, ...) gives it more, and resumes it; null takes its limit away.', p_feature_id)
                     else 'max_cost_usd of that workflow in pgcoord.toml gives it more.' end;
         end if;
         update public.planned_features set paused_at = null, paused_reason = null

@@ -201,10 +201,12 @@ async def test_a_refused_copy_does_not_end_the_running_copy(
         second = engine.jobs[await engine.submit(job.order)]
         assert "another copy of its job began on node1" in str(await second.begin(watch.conn, "b"))
         second.end(75)
+        job.order.log.write_text("pgcoord: this copy of the job runs nothing: ...\n")
         del engine.jobs[job.seen.job]  # its node is lost, and the process lives
         await watch.until_statuses("failed")
         attempt = await watch.one("select outcome, error from pgcoord.attempt")
     assert attempt["outcome"] == "lost"
+    assert "(job 1: FAILED: pgcoord: this copy of the job runs nothing: ...)" in attempt["error"]
     assert "its process may still run" in attempt["error"]
 
 
@@ -229,6 +231,32 @@ async def test_a_pool_that_gets_another_engine_takes_no_job_of_the_former_for_lo
     assert (await watch.one("select outcome from pgcoord.attempt where id = 1"))[
         "outcome"
     ] == "failed"
+
+
+async def test_a_job_at_a_former_launcher_says_so_and_ends_once_that_is_declared_again(
+    dsn: str,
+    tmp_path: Path,
+    engine: FakeEngine,
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    FakeEngine().is_launcher(monkeypatch, "other")
+    before = coordinator(dsn, tmp_path)
+    async with running(before):
+        await watch.submit("true")
+        await (await submitted(watch, engine)).begin(watch.conn)
+        await watch.until_statuses("running")
+    async with running(coordinator(dsn, tmp_path, launcher="other")) as leader:
+        await watch.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_found(
+            "select from pgcoord.why('queue-1-1') where words ~ ': enough; job 1: it cannot be"
+            " ended now: its job is at fake, the former launcher of pool far: declare that'"
+        )
+        assert len([each for each in caplog.messages if "cannot be ended" in each]) == 1
+        leader.reconfigure(replace(leader.configuration, pools=before.configuration.pools))
+        await watch.until_statuses("cancelled")
+    assert [each.seen.state for each in engine.in_line()] == [EngineState.ENDED]
 
 
 async def test_the_log_of_a_job_that_ends_without_a_word_is_copied_to_its_end(
