@@ -814,6 +814,8 @@ class EngineSupervision(Supervision):
         if status is None and self.is_ending:
             status = KILLED
         if status is None:
+            said = await asyncio.to_thread(_lines_of_engine, Path(self.assignment.folder))
+            words += f": {said[-1]}" if said else ""
             await self._give_up(
                 "lost",
                 f"no report of it came ({words}); its process may still run",
@@ -900,12 +902,8 @@ def engine_messages(folder: Path) -> str:
     The engine or the wrapper writes there; the wrapper's lines come last: they say more. Adds a
     likely cause if one is known. Blocks on I/O.
     """
-    try:
-        text = plain_files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
-    except OSError:
-        text = ""
-    lines = text.replace("\0", "").splitlines()[-5:]
-    lines.sort(key=lambda line: line.startswith("pgcoord: "))
+    lines = _lines_of_engine(folder)
+    text = "\n".join(lines)
     if not lines and (folder / ORDER).exists():
         lines = [f"the node wrote nothing to {folder}: is that folder shared with it?"]
     elif "SyntaxError" in text and "/job.sh" in text:
@@ -915,6 +913,15 @@ def engine_messages(folder: Path) -> str:
     ):  # from the wrapper: Python before 3.8 does not know its first statement
         lines.append("the python3 of the node is older than 3.8, or none")
     return "".join(f"\n{line}" for line in lines)
+
+
+def _lines_of_engine(folder: Path) -> list[str]:
+    try:
+        text = plain_files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
+    except OSError:
+        return []
+    lines = text.replace("\0", "").splitlines()[-5:]
+    return sorted(lines, key=lambda line: line.startswith("pgcoord: "))
 
 
 def _changed(watchers: list[Watcher]) -> list[Watcher]:

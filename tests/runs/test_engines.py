@@ -201,10 +201,12 @@ async def test_a_refused_copy_does_not_end_the_running_copy(
         second = engine.jobs[await engine.submit(job.order)]
         assert "another copy of its job began on node1" in str(await second.begin(watch.conn, "b"))
         second.end(75)
+        job.order.log.write_text("pgcoord: this copy of the job runs nothing: ...\n")
         del engine.jobs[job.seen.job]  # its node is lost, and the process lives
         await watch.until_statuses("failed")
         attempt = await watch.one("select outcome, error from pgcoord.attempt")
     assert attempt["outcome"] == "lost"
+    assert "(job 1: FAILED: pgcoord: this copy of the job runs nothing: ...)" in attempt["error"]
     assert "its process may still run" in attempt["error"]
 
 
