@@ -250,7 +250,7 @@ async def test_a_change_of_one_phase_of_five_hundred_is_sent_in_ten_kilobytes(
     await expect(page.locator("#in-line")).to_have_text("next in line: 5, 6, 7, 8, 9")
     sent = await page.evaluate("sent")
     assert sum(map(len, sent.values())) < 10_000, "of all pieces it would be half a million"
-    # Its timeline is fetched by those who look at it.
+    # Its timeline is fetched only when a viewer opens it.
     await page.locator("#timeline").scroll_into_view_if_needed()
     await expect(page.locator("#timeline .who .completed")).to_have_count(1)
 

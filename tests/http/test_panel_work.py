@@ -1,4 +1,4 @@
-"""The panel as somebody uses it who steers many phases all day: find, act on several, compare."""
+"""The panel for a person who steers many phases all day: find, act on several, compare."""
 
 import re
 import sys

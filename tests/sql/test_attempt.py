@@ -477,7 +477,7 @@ def test_losses_before_a_person_retried_do_not_count(conn: Connection) -> None:
 
 @pytest.fixture
 def abroad(conn: Connection, epoch: int) -> str:
-    """A running phase whose attempt is on the host `there`; who leads is `here`."""
+    """A running phase whose attempt is on the host `there`; the leader is on `here`."""
     queue_id = running(conn, epoch)
     conn.execute("update pgcoord.attempt set host = 'there'")
     return queue_id

@@ -1,4 +1,4 @@
-"""Control: the number of slots, pauses, who leads, and when the coordinator is woken."""
+"""Control: the number of slots, pauses, the lead, and wake-ups of the coordinator."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Dependencies: what an edge may be, and who waits, or is blocked, because of it."""
+"""Dependencies: which edges are valid, and which phases wait, or are blocked, because of them."""
 
 from typing import Any
 
