@@ -5,6 +5,12 @@ The only reader of arguments and environment. Errors are printed as one line, wi
 """
 
 import gc
+import signal
+
+# Until the imports are done, Ctrl-C ends the program at once, without a traceback of Python.
+_interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if _interruptible:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # One collection of garbage among the imported modules takes a tenth of the time of a short command,
 # none of which makes so many objects.
@@ -28,6 +34,9 @@ from pgcoord import __version__, logs
 from pgcoord.commands.options import Config, Dsn, Surroundings
 from pgcoord.commands.terminal import say
 from pgcoord.errors import CoordError
+
+if _interruptible:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _EXIT_STATUSES = """Exit status: 0 all went well; 1 a phase did not complete; 2 wrong usage;
 3 refused in this state; 4 no such feature or phase; 5 a plan or pgcoord.toml has faults;
@@ -99,7 +108,9 @@ def main() -> None:
         for line in str(error).splitlines():
             say(f"pgcoord: {line}", err=True)
         if error.hint:
-            say(f"  {error.hint}", err=True)
+            from pgcoord.commands.hints import in_commands
+
+            say(f"  {in_commands(error.hint)}", err=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)

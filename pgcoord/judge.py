@@ -410,7 +410,7 @@ class Agent(NamedTuple):
     *environment*: names of the coordinator's variables to pass on, if they are set. *read*: the
     reader of its output. *later_seconds*: the first wait when its model gives no answer; more for
     those that give up within a minute themselves. *refusal*: a regular expression that a line of
-    its stderr matches when it was refused a tool and its stdout does not tell; group 1 says which.
+    its stderr matches after a refused tool, if its stdout does not show one; group 1 is the tool.
     """
 
     command: Sequence[str]
@@ -591,7 +591,7 @@ class Judge:
             over: float | None = None
             while selector.get_map():
                 ready = selector.select(5.0 if over is None else _DRAIN)
-                # What the command has written is in the pipe by its end; others may write for ever.
+                # The pipe has all output of the command by its end; others may write for ever.
                 if over is not None and (not ready or time.monotonic() > over):
                     break
                 for key, _ in ready:

@@ -76,7 +76,7 @@ def _in_plain_words() -> Iterator[None]:
     except psycopg.errors.LockNotAvailable as error:
         raise Refused(
             f"nothing was changed: another session holds a lock for more than {LOCK_TIMEOUT}",
-            hint="select * from pg_locks where granted shows who.",
+            hint="select * from pg_locks where granted shows the session.",
         ) from error
     except psycopg.OperationalError as error:
         raise DatabaseUnusable(

@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import psycopg
@@ -22,6 +23,7 @@ from psycopg.rows import dict_row
 from support.database import (
     ROLES,
     Connection,
+    as_user,
     chosen_binaries,
     drop_databases,
     make_database,
@@ -35,6 +37,9 @@ from support.reused import Reused
 
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from support.serving import Site
 
 # How long an example takes is the machine's affair. The examples are the same every time: what
 # turns a test red is a change, not the dice. With PGCOORD_TEST_SEED others are tried each time.
@@ -182,6 +187,24 @@ def logins(dsn: str, conn: Connection) -> Iterator[dict[str, str]]:
 def epoch(conn: Connection) -> int:
     """A lead held by `conn`, with the workflow `work` (the default) declared."""
     return take_lead(conn)
+
+
+@pytest.fixture
+async def site(dsn: str, tmp_path: Path) -> AsyncIterator["Site"]:
+    """A coordinator that does not lead, and a client of its HTTP server."""
+    from support.serving import served  # most tests need nothing of it
+
+    async with served(dsn, tmp_path, leads=False) as site:
+        yield site
+
+
+@pytest.fixture
+def client(dsn: str, logins: dict[str, str]) -> Iterator[Connection]:
+    """A connection of a login that is a member of pgcoord_client, and of nothing else."""
+    with psycopg.connect(
+        as_user(dsn, logins["client"]), autocommit=True, row_factory=dict_row
+    ) as conn:
+        yield conn
 
 
 @pytest.fixture

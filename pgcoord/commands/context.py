@@ -42,16 +42,6 @@ STATE = ".pgcoord"
 
 Result = TypeVar("Result")
 
-# The command that shows what exists, for each query that the functions of the database name.
-_SHOWN_BY = {
-    f"{query} shows those that exist.": f"'pgcoord {command}' shows those that exist."
-    for query, command in (
-        ("select * from pgcoord.feature", "status --all"),
-        ("select queue_id from phase_queue", "status"),
-        ("select name from pgcoord.schedules", "schedule list"),
-    )
-}
-
 # Seconds that a statement may wait for a lock without a word.
 _LOCK_SECONDS = 2.0
 
@@ -101,11 +91,11 @@ def make_server(surroundings: Surroundings) -> "EmbeddedPostgres":
 
 
 def _upgrade(server: "EmbeddedPostgres") -> list[str]:
-    """Upgrade the database of *server*; again, up to twice, if the connection is lost meanwhile."""
+    """Upgrade the database of *server*; ten times at most, if it is cut off each time."""
     from pgcoord.database import schema
     from pgcoord.database.connect import may_pass
 
-    tries = 3
+    tries = 10
     while True:
         tries -= 1
         try:
@@ -212,12 +202,11 @@ def check_schema(dsn: str, *, lock_seconds: float = 0) -> None:
     """Raise `WrongSchema`, whose hint names the remedy, unless the schema is this release's.
 
     Blocks for the connection, and for a lock; with *lock_seconds*, `Locked` is raised after that
-    time. Raises `DatabaseUnusable` when the server cannot be reached, or the connection is lost.
+    time. Raises `DatabaseUnusable` as `connected_to`.
     """
     import psycopg
 
     from pgcoord.database import schema
-    from pgcoord.database.connect import unusable
 
     try:
         with connected_to(dsn) as conn:
@@ -225,8 +214,6 @@ def check_schema(dsn: str, *, lock_seconds: float = 0) -> None:
             schema.check_schema(conn)
     except psycopg.errors.LockNotAvailable as error:
         raise Locked("the schema cannot be read: a table is locked") from error
-    except psycopg.OperationalError as error:  # it has no memory left, say
-        raise unusable(error) from error
 
 
 @contextmanager
@@ -234,7 +221,8 @@ def connected_to(dsn: str) -> Iterator["psycopg.Connection[Any]"]:
     """Open a blocking connection, as the functions of `schema` take it, closed with the block.
 
     While a statement waits for a lock, stderr names the session that holds it. Raises
-    `DatabaseUnusable` when the server cannot be reached, or the connection is lost.
+    `DatabaseUnusable` when the server cannot be reached, the connection is lost, or a statement is
+    cancelled or finds no memory.
     """
     import threading
 
@@ -247,10 +235,10 @@ def connected_to(dsn: str) -> Iterator["psycopg.Connection[Any]"]:
         threading.Thread(target=_show_holder_until, args=(done, dsn, conn), daemon=True).start()
         try:
             yield conn
-        except psycopg.OperationalError as error:
-            if conn.broken:
-                raise unusable(error) from error
+        except psycopg.errors.LockNotAvailable:  # within the caller's own limit
             raise
+        except psycopg.OperationalError as error:
+            raise unusable(error) from error
         finally:
             done.set()
 
@@ -274,7 +262,7 @@ def _show_holder_until(done: "threading.Event", dsn: str, conn: "psycopg.Connect
 
 @cache
 def _say_holder(holder: str) -> None:
-    """Print once who holds a lock: the schema is checked again and again where it is locked."""
+    """Print the holder of a lock, once: a locked schema is checked again and again."""
     say(f"pgcoord: waits for a lock of {holder}", err=True)
     say("  It continues when that transaction ends; Ctrl-C cancels.", err=True)
 
@@ -347,10 +335,6 @@ def complete(dsn: str, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run(work)
     except WrongSchema:
         check_schema(dsn)  # raises with the difference, and the command to run
-        raise
-    except NotFound as error:
-        # The hints of SQL functions name a query; here they name a command.
-        error.hint = _SHOWN_BY.get(error.hint or "", error.hint)
         raise
     except psycopg.OperationalError as error:
         raise unusable(error) from error

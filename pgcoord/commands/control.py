@@ -92,7 +92,7 @@ _Number = Annotated[
 
 
 def _parse_amount(text: str) -> float:
-    # `none` is nothing to a parser of typer's: it stands for no limit.
+    # Infinity stands for no limit: Typer would take None for a missing argument.
     try:
         return math.inf if text.lower() == "none" else float(text.removeprefix("$"))
     except ValueError as error:
@@ -354,11 +354,11 @@ def again(
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Queue a copy of a feature, with the same phases; it stays as it is."""
+    """Queue a copy of a feature, with the same phases; the original does not change."""
     feature = feature_of(target)
     if phase is not None and feature is None:
         raise typer.BadParameter(
-            f"it goes with a feature, and {target} is none.", param_hint="--from"
+            f"expected with the number of a feature, not with {target}.", param_hint="--from"
         )
 
     async def change(conn: "Connection") -> Answer:
@@ -384,7 +384,7 @@ def slots(
     as_json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Show, or set, how many phases run at once, of a pool."""
+    """Show or set how many phases of a pool run at once."""
     from pgcoord.database import actions, reads
 
     async def change(conn: "Connection") -> Answer:
@@ -420,7 +420,10 @@ def _slots_in_words(pool: "Pool", slots: list["Slot"], named: bool) -> str:
     if named:
         undeclared = "" if pool.declared else ", taken out of the configuration"
         line = f"{pool.pool} ({pool.launcher}{undeclared}): {line}"
-    return f"{line}; {', '.join(draining)} runs to its end beyond them" if draining else line
+    if not draining:
+        return line
+    run = "runs to its end" if len(draining) == 1 else "run to their end"
+    return f"{line}; {', '.join(draining)} {run} beyond them"
 
 
 def prune(

@@ -40,7 +40,11 @@ class Outcome(enum.StrEnum):
 
 
 class _NotDelivered(Exception):
-    """No answer, or one that a retry may change."""
+    """No answer, or one that a retry may change; *now*: the time of the server, if it said so."""
+
+    def __init__(self, words: str, now: float | None = None) -> None:
+        super().__init__(words)
+        self.now = now
 
 
 def register(app: typer.Typer) -> None:
@@ -141,10 +145,15 @@ def _deliver(body: Mapping[str, object], environment: Mapping[str, str], patienc
     # Kept first, so that the report survives if this process is killed while it retries.
     folder = _keep(_folder_of_run(environment), signed)
     deadline, backoff = time.monotonic() + patience, Backoff(most=5.0)
+    ahead = 0.0  # seconds by which the server's clock is ahead of ours
     while True:
         try:
-            answer = _send(url, signing.sign_again(secret, signed))
+            answer = _send(url, signing.sign_again(secret, signed, ahead=ahead))
         except _NotDelivered as trouble:
+            if trouble.now is not None:
+                before, ahead = ahead, trouble.now - time.time()
+                if abs(ahead - before) > 60:
+                    continue  # our clock is off: sign by the server's
             wait = backoff.next()
             if not url or time.monotonic() + wait > deadline:
                 return _kept(folder, trouble)
@@ -246,7 +255,10 @@ def _send(url: str | None, signed: "Signed") -> dict[str, object]:
         hint = answer.get("hint")
         reason = f"the report is refused: {answer.get('reason')}"
         raise _REFUSALS[status](reason, hint=str(hint) if hint else None)
-    raise _NotDelivered(f"{parts.netloc} answered {status}")
+    words, now = f"{parts.netloc} answered {status}", answer.get("now")
+    if status == 401 and "error" in answer:  # of pgcoord: a secret or a clock, which may be mended
+        words = f"{words}: {answer.get('reason')}"
+    raise _NotDelivered(words, now if isinstance(now, int | float) else None)
 
 
 def _answer(text: bytes) -> dict[str, object]:

@@ -378,13 +378,13 @@ async def _await_server(
             await check_wake_ups(dsn)
             web.note_obstacle(None)
             return
-        except Locked as error:  # stderr names who holds it
+        except Locked as error:  # stderr names its holder
             web.note_obstacle(str(error))
             continue
         except DatabaseUnusable as error:
             if not may_pass(error):
                 raise
-            # New connections fail while an open one answers: three times in a row is no accident.
+            # New connections fail while an open one answers: three times is not by chance.
             refused = refused + 1 if error.sqlstate is None and await web.database_answers() else 0
             if refused == 3:
                 raise only_one_connection(error) from None

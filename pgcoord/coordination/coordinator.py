@@ -275,7 +275,7 @@ class Coordinator:
                 await self.unless_stopped(self._attend_to_all())
                 if self._supervised:
                     await self._renew_lease()
-            self._declares_anew = False  # before: it may be set again while this one asks
+            self._declares_anew = False  # set first: it may be set again during the statement
             lead_answer = await self.unless_stopped(
                 lead.look() if self._draining else lead.try_to_lead()
             )
@@ -284,7 +284,7 @@ class Coordinator:
             if lead.leader.led:
                 return True
             self._backoff.reset()
-            if lead.leader.pid is None:  # a session that waits shows who holds it
+            if lead.leader.pid is None:  # the session that waits shows the holder of the lock
                 self._tasks.create_task(
                     self.unless_stopped(self._retrying.locks.until_free(_CONTROL))
                 )
@@ -503,7 +503,7 @@ class Coordinator:
         for attempt in attempts:
             supervised = self._supervised.get(attempt.folder)
             if isinstance(supervised, EngineSupervision) and supervised.recorded:
-                supervised.epoch = self._leadership.epoch  # its job was submitted, whoever leads
+                supervised.epoch = self._leadership.epoch  # the new leader may record its job, too
             # The database refuses a start that began under another lead, and a failover may have
             # lost the record of a start.
             if supervised is None or (
@@ -681,7 +681,7 @@ class Coordinator:
         except Exception as error:
             logger.log(
                 logging.WARNING if isinstance(error, Shortage) else logging.ERROR,
-                "%s is looked at again in %d s: %s",
+                "the supervision of %s continues in %d s: %s",
                 supervised.assignment,
                 _RETRY_AFTER,
                 error,

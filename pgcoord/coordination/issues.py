@@ -184,7 +184,7 @@ class Issues:
             except Stopped:
                 return
             except Exception:
-                logger.exception("GitHub tasks are looked at again in %d s", _RETRY_AFTER)
+                logger.exception("the work on GitHub continues in %d s", _RETRY_AFTER)
                 due_in = _RETRY_AFTER
             await self._coordinator.unless_stopped(wait_at_most(self._woken, due_in))
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # Idle times that differ by less than this part count as the same time-out.
 _SAME = 0.1
 
-# Seconds that a statement may take before it is looked at whether it waits for a lock.
+# Seconds after which we check whether a statement waits for a lock.
 _WAITS_LONG = 1.0
 
 # The state of the lead when no coordinator has it.
@@ -112,7 +112,7 @@ class Leadership:
         """Warn, once for each, of sessions whose locks a statement on the lead's connection waits
         for: without a row of its own, such as that of a phase, a lock has no other notice.
 
-        A try for the lead waits, too, where another coordinator leads: that is not looked at.
+        Checks nothing while another coordinator leads: a try for the lead then waits as a rule.
         """
         named, before = None, None
         while True:
@@ -175,14 +175,14 @@ class Leadership:
                 after=self.epoch,
                 pools=self._pools,
             )
-        except Locked:  # the whole table of the control row: who leads cannot be read, either
+        except Locked:  # the whole control table is locked: the leader cannot be read, either
             leader = _NOBODY
         changed = self._note(leader)
         await self._warn_of_blocker(leader)
         return changed
 
     async def _warn_of_blocker(self, leader: Lead) -> None:
-        """Warn once of a session that keeps all from the lead by a lock."""
+        """Warn once of a session whose lock keeps every coordinator from the lead."""
         blocker = await reads.lead_blocker(self.conn) if leader.pid is None else None
         if blocker and blocker != self._blocker:
             logger.warning("cannot lead: %s; end it: %s", printable(blocker.words), blocker.remedy)

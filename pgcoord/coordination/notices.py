@@ -42,7 +42,7 @@ _COMMAND_PATIENCE = 60.0
 # Tries of one notice: the last ones an hour apart, so it is given up after a day and a half.
 _MOST_TRIES = 45
 
-# Seconds between two searches for stuck phases: no event says that one is.
+# Seconds between two searches for stuck phases: no event reports them.
 _STUCK_INTERVAL = 60.0
 
 _RETRY_AFTER = 10.0
@@ -88,7 +88,9 @@ class Notices:
                 except Stopped:
                     return
                 except Exception:
-                    logger.exception("stuck phases are looked for again in %.0f s", _STUCK_INTERVAL)
+                    logger.exception(
+                        "the search for stuck phases is repeated in %.0f s", _STUCK_INTERVAL
+                    )
             await self._coordinator.unless_stopped(asyncio.sleep(_STUCK_INTERVAL))
 
     async def _deliver_to(self, target: Notify) -> None:

@@ -22,7 +22,7 @@ from pgcoord.database.rows import Finding
 from pgcoord.errors import CannotStart, NotNow
 from pgcoord.messages import plain_files
 
-# Seconds that the engine may take to begin the job, and that an ended one may take to be heard.
+# Seconds that the engine may take to begin the job, and that the job's report may take to arrive.
 _JOB_TIMEOUT = 120.0
 _REPORT_TIMEOUT = 5.0
 
@@ -159,12 +159,7 @@ def _findings(answer: _Answer, order: Order, took: float) -> list[Finding]:
     if order.content["folder"]:
         findings.append(Finding("", "ok", f"{node} reads and writes its folder", None))
     if order.content["url"]:
-        level = "warn" if order.content["folder"] else "fail"
-        findings.append(
-            Finding("", level, f"{node} cannot report to it: {message['url']}", _REMEDY_OF_URL)
-            if message["url"]
-            else Finding("", "ok", f"{node} reaches {order.content['url']}", None)
-        )
+        findings.append(_of_url(node, message["url"], order))
     ahead = max(0.0, message["time"] - answer.heard_at) or min(
         0.0, message["time"] - answer.asked_at
     )
@@ -176,7 +171,16 @@ def _findings(answer: _Answer, order: Order, took: float) -> list[Finding]:
     return findings
 
 
-_REMEDY_OF_URL = "is 'pgcoord serve' up, and its address right (report_url) and open to nodes?"
+def _of_url(node: str, trouble: str, order: Order) -> Finding:
+    url = order.content["url"]
+    if not trouble:
+        return Finding("", "ok", f"{node} reaches {url}", None)
+    words = f"{node} cannot report to {url}: {trouble}"
+    remedy = "is 'pgcoord serve' up, and its address right (report_url) and open to nodes?"
+    if not order.content["folder"]:
+        return _fail(words, remedy)
+    remedy += " Until then jobs report by files, which is seconds slower"
+    return Finding("", "warn", words, remedy)
 
 
 def _no_report(order: Order, job: ListedJob | None, *, is_shared: bool) -> Finding:

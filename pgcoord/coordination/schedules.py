@@ -64,7 +64,7 @@ class Schedules:
                 except AnotherLeads as error:
                     logger.info("schedules are left to the present leader: %s", error)
                 except Exception:
-                    logger.exception("schedules are looked at again in %.0f s", _RETRY_AFTER)
+                    logger.exception("schedules are read again in %.0f s", _RETRY_AFTER)
                     seconds = _RETRY_AFTER
             await self._coordinator.unless_stopped(self._wait(seconds))
 
@@ -92,7 +92,7 @@ class Schedules:
         return due_in
 
     async def _declare(self, epoch: int) -> None:
-        self._is_declared = True  # before: it may be unset while the database is asked
+        self._is_declared = True  # set first: it may be unset during the statements below
         configured = self._coordinator.configuration.schedules
         if configured is None:
             return

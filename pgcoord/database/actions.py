@@ -133,7 +133,7 @@ async def edit_phase(
             queue_id,
         ):
             raise ChangedMeanwhile(
-                f"{queue_id} was changed since it was looked at",
+                f"{queue_id} was changed after it was read",
                 hint="Read its present columns first; a change that you send after that is stored.",
             )
         raise Refused(
@@ -163,7 +163,7 @@ async def delete(conn: Connection, target: str | int) -> None:
 async def prune(conn: Connection, older_than: timedelta, looked_at: datetime) -> int:
     """Delete features that ended *older_than* before *looked_at*, with their history.
 
-    Return how many. What has ended since then is kept, since nobody has been shown it.
+    Return how many. Features that ended after *looked_at* stay: the user has not seen them.
     """
     statement = "select pgcoord.prune(%s + greatest(now() - %s, '0'))"
     return int(await fetch_value(conn, statement, older_than, looked_at))

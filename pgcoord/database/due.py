@@ -1,6 +1,7 @@
 """Statements of the leading coordinator about schedules: declare, plan and start them.
 
-The one rule: one Python function for each SQL function; each refuses who does not lead any more.
+The one rule: one Python function for each SQL function; each refuses a coordinator whose
+lead is over.
 """
 
 from datetime import datetime

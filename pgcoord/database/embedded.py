@@ -33,6 +33,8 @@ SOCKET = f".s.PGSQL.{PORT}"
 LONGEST_SOCKET = 103  # bytes: what macOS allows; Linux allows 107
 TIMEOUT = 120  # seconds: recovery, or the checkpoint of a shutdown, may take long
 PAUSE = 0.1  # seconds between two checks, as in pg_ctl
+_MOST_DEATHS = 10  # of servers that were killed as they started
+_SAYS_WHY = re.compile(r"\b(FATAL|PANIC): ")
 PATIENCE = 5  # seconds from SIGQUIT to SIGKILL, as a server has with its own processes
 
 # The variables of the caller that the server gets. Not its secrets, which phases could read there;
@@ -43,7 +45,7 @@ PASSED_ON = (
 )
 
 CONFIGURATION = """
-# pgcoord: clients come by the unix socket, from whoever may enter its folder (mode 0700).
+# pgcoord: clients use the unix socket; only users who may enter its folder (mode 0700) reach it.
 listen_addresses = ''
 max_connections = 100
 """
@@ -74,7 +76,8 @@ class Server:
 
 @dataclass(frozen=True)
 class _Identity:
-    """The user that the programs run as: by a command in front, as an ordinary user, or as ours."""
+    """The user that the programs run as: by a command in front, as an ordinary user, or, without
+    any of these, as the user of this process."""
 
     prefix: tuple[str, ...] = ()
     user: int | None = None
@@ -330,7 +333,7 @@ class EmbeddedPostgres:
             self._check_version()
             self._make_private(self._socket_place(), identity)
             self._launch(identity)
-        # Clients were told of this place: a later start by us, in any environment, keeps it.
+        # Clients know this path: a later start by this process, in any environment, keeps it.
         self._kept_socket = self.server.socket
         return started
 
@@ -365,6 +368,7 @@ class EmbeddedPostgres:
     def _launch(self, identity: _Identity) -> None:
         """Start the server, within `TIMEOUT` s, once the remains of an earlier one are gone."""
         began = time.monotonic()
+        killed = 0
         while True:
             start_of_log = self._log.stat().st_size if self._log.exists() else 0
             said = ""
@@ -376,14 +380,17 @@ class EmbeddedPostgres:
                 completed = self._run(identity, "pg_ctl", *self._start_arguments())
                 if completed.returncode == 0:
                     return
-                said = completed.stdout
+                said = completed.stdout or "pg_ctl said nothing"
             passed = time.monotonic() - began
             output = self._log_since(start_of_log)
             orphans = "pre-existing shared memory block" in output
             if orphans:
                 self._end_orphans(signal.SIGQUIT if passed < PATIENCE else signal.SIGKILL)
             occupied = self._occupied()
-            if not (orphans or occupied) or passed > TIMEOUT:
+            # The one that was there is gone, or ours was killed: one that ends by itself says why.
+            died = not said or ("starting PostgreSQL" in output and not _SAYS_WHY.search(output))
+            killed += died and not occupied
+            if not (orphans or occupied or died) or killed > _MOST_DEATHS or passed > TIMEOUT:
                 what = "runs and does not answer" if occupied else "does not start"
                 raise self._failure(what, output or said)
             time.sleep(PAUSE)
@@ -458,7 +465,7 @@ class EmbeddedPostgres:
                 if self._is_ours(pid):
                     return True
                 logger.info("removed %s: process %d is not its server", file, pid)
-                file.unlink()
+                file.unlink(missing_ok=True)  # as a server does that was just ending
         return False
 
     def _is_ours(self, pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""The statements about issues on GitHub: intents, numbers, tasks (SQL: errand), events.
+"""The statements about issues on GitHub: intents, numbers, tasks (SQL: pgcoord.errand), events.
 
 The one rule: one Python function for each SQL function, which decides.
 """

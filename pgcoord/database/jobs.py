@@ -6,24 +6,9 @@ refuses.
 
 from collections.abc import Mapping
 
-from pgcoord.database._record import Record
-from pgcoord.database._sql import ERRORS, Connection, columns_of, fetch_row, fetch_value
+from pgcoord.database._sql import Connection, columns_of, fetch_row, fetch_value
 from pgcoord.database.claims import End
-from pgcoord.errors import CoordError
-
-
-class JobAnswer(Record):
-    """The answer to a job: accepted, or refused for `reason` with the SQLSTATE `code`."""
-
-    code: str | None
-    reason: str | None
-    hint: str | None
-
-    def refusal(self) -> CoordError | None:
-        """Return the refusal as an error; None if the job was answered yes."""
-        if self.code is None:
-            return None
-        return ERRORS[self.code](self.reason or self.code, hint=self.hint)
+from pgcoord.database.rows import Answer
 
 
 async def submit_attempt(conn: Connection, epoch: int, attempt_id: int) -> None:
@@ -58,12 +43,12 @@ async def secret_of(conn: Connection, attempt_id: int) -> str | None:
 
 async def begin_job(
     conn: Connection, attempt_id: int, copy: str, job: str | None, node: str | None
-) -> JobAnswer:
+) -> Answer:
     """Answer a copy of a job that asks whether it may begin. SQL: pgcoord_private.begin_job."""
     answer = await fetch_row(
         conn,
-        JobAnswer,
-        f"select {columns_of(JobAnswer)} from pgcoord_private.begin_job(%s, %s, %s, %s)",
+        Answer,
+        f"select {columns_of(Answer)} from pgcoord_private.begin_job(%s, %s, %s, %s)",
         attempt_id,
         copy,
         job,
@@ -82,7 +67,7 @@ async def note_refused_begin(conn: Connection, attempt_id: int, reason: str) -> 
 
 
 def job_exited(attempt_id: int, message: Mapping[str, object]) -> End:
-    """A copy of a job said how its command ended; SQL answers with the members of `JobAnswer`.
+    """A copy of a job said how its command ended; SQL answers with the members of `Answer`.
 
     *message*: copy, exit_code, log_tail, left_behind, result, result_fault.
     SQL: pgcoord_private.exit_job.

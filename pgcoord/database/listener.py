@@ -1,8 +1,8 @@
 """A connection that listens: it holds the lead, receives wake-ups, and notices a dead server.
 
 The one rule: notifications are hints. The caller of `wait` reads the tables afterwards, so a
-notification that is lost, or arrives twice, costs time and nothing else. One may name an attempt,
-by its id, or say `schedules`: then that is what to read.
+notification that is lost, or arrives twice, costs time and nothing else. A notification may name an
+attempt by its id, or say `schedules`: then the caller needs to read only these.
 """
 
 import asyncio
@@ -19,17 +19,18 @@ from pgcoord.errors import DatabaseUnusable
 # Seconds between pings of an idle server: 6 statements a minute.
 PING_EVERY = 10.0
 
-# Fewer digits than the highest bigint has: anybody may notify.
+# Fewer digits than the highest bigint has: any client may send a notification.
 _DIGITS = 19
 
 # What a notification says when a schedule was changed (SQL: 59_schedule.sql).
 _SCHEDULES = "schedules"
 
-# Seconds after which a notification counts as lost: without a pooler, one takes milliseconds.
+# Seconds to wait for a notification, which takes milliseconds without a pooler: where the server
+# answers without one after that, it is lost.
 _LOST_AFTER = 1.0
 
 BALANCED = (
-    "pgpool-II is between here and the server, and may send what is read to a stand-by that is"
+    "pgpool-II is between here and the server, and may send queries to a stand-by that is"
     " behind: phases that have just started would be ended"
 )
 UNBALANCED = (
@@ -176,14 +177,18 @@ async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
 
 
 async def check_wake_ups(dsn: str) -> None:
-    """Raise `DatabaseUnusable` if no notification arrives through *dsn* within a second.
+    """Raise `DatabaseUnusable` if no notification arrives through *dsn*.
 
-    Also where a balancer would send what we read to a stand-by: a phase that has just started
-    would look as if it were unknown, and be ended.
+    Also if a balancer may send our queries to a stand-by, where a phase that has just started is
+    unknown: the coordinator would end it.
     """
     async with await connect(dsn) as conn:
-        if await session.balancer(conn) == "sends":
-            raise DatabaseUnusable(BALANCED, hint=f"Set {UNBALANCED}.")
+        try:
+            balancer = await session.balancer(conn)
+        except psycopg.OperationalError as error:  # the connection was lost meanwhile
+            raise unusable(error) from error
+    if balancer == "sends":
+        raise DatabaseUnusable(BALANCED, hint=f"Set {UNBALANCED}.")
     if await round_trip(dsn) is None:
         raise DatabaseUnusable(
             "notifications do not arrive through this DSN: no work would be started in time",
@@ -219,17 +224,26 @@ async def _round_trip(dsn: str, receiver: _sql.Connection) -> float | None:
                 " lock excludes anybody",
                 hint=_SINGLE,
             )
+        # A server that was slow for a moment has sent it before its answer just now.
+        if receiver.pgconn.notifies():
+            return time.monotonic() - began
+        async for _ in receiver.notifies(timeout=0, stop_after=1):
+            return time.monotonic() - began
     return None
 
 
 async def _another(dsn: str, first: _sql.Connection) -> _sql.Connection:
     """Connect once more; raise `DatabaseUnusable` with the reason where *first* is the only one."""
-    try:
-        return await connect(dsn)
-    except DatabaseUnusable as error:
-        if error.sqlstate is None and await _answers(first):
-            raise only_one_connection(error) from None
-        raise  # with its cause, by which `may_pass` knows it
+    refused = 0
+    while True:
+        try:
+            return await connect(dsn)
+        except DatabaseUnusable as error:
+            if error.sqlstate is not None or not await _answers(first):
+                raise  # with its cause, by which `may_pass` knows it
+            refused += 1
+            if refused == 3:  # no accident
+                raise only_one_connection(error) from None
 
 
 async def _answers(conn: _sql.Connection) -> bool:
@@ -243,5 +257,5 @@ async def _answers(conn: _sql.Connection) -> bool:
 def only_one_connection(error: DatabaseUnusable) -> DatabaseUnusable:
     """Return the error for a server that has refused a second connection with *error*."""
     return DatabaseUnusable(
-        f"this server takes one connection at a time; of the second: {error}", hint=_SINGLE
+        f"this server takes one connection at a time; the second failed: {error}", hint=_SINGLE
     )

@@ -472,7 +472,7 @@ async def tree(conn: Connection, feature_id: int) -> list[TreePhase]:
         " b.skipped"
         " from pgcoord.board as b"
         " left join pgcoord.slots as s on s.queue_id = b.queue_id"
-        # A place in line moves with each claim, for all behind it: it is shown once for all.
+        # Each claim changes the queue position of all that follow: the page shows them in one part.
         # Materialized: knowing little of new tables, the planner would look for each phase's own.
         " left join w on w.queue_id = b.queue_id"
         " where b.feature_id = %s order by b.phase_number",
@@ -646,8 +646,8 @@ async def history(
 ) -> list[HistoryEvent]:
     """Return events, latest first: of all, of a feature, or of a phase; only ids below *before*.
 
-    *what*: of this kind, or a move to this state. *actor*: words of who did it. *until*: the last
-    day, in *zone*, else in that of the database's session. *after*: only ids above.
+    *what*: a kind of event, or a state: moves to it. *actor*: part of its name. *until*: the
+    last day, in *zone*, else in that of the database's session. *after*: only ids above.
     """
     conditions: tuple[tuple[str, list[object]], ...] = (
         ("feature_id = %s", [feature_id]),

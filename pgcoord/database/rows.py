@@ -163,12 +163,23 @@ class Finding(Record):
     remedy: str | None
 
 
-class TakenReport(Record):
-    """The result of a report: accepted, or refused for `reason` with the SQLSTATE `code`."""
+class Answer(Record):
+    """The answer to a process: accepted, or refused for `reason` with the SQLSTATE `code`."""
 
     code: str | None
     reason: str | None
     hint: str | None
+
+    def refusal(self) -> CoordError | None:
+        """Return the refusal as an error; None if the request was accepted."""
+        if self.code is None:
+            return None
+        return ERRORS[self.code](self.reason or self.code, hint=self.hint)
+
+
+class TakenReport(Answer):
+    """The answer to a report."""
+
     repeated: bool
     queue_id: str | None
     feature_id: int | None
@@ -177,9 +188,3 @@ class TakenReport(Record):
     attempt: int | None
     outcome: str | None
     status: str | None
-
-    def refusal(self) -> CoordError | None:
-        """Return the refusal as an error; None if the report was accepted."""
-        if self.code is None:
-            return None
-        return ERRORS[self.code](self.reason or self.code, hint=self.hint)

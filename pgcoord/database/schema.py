@@ -12,7 +12,7 @@ import psycopg
 from pgcoord import __version__, assets
 from pgcoord.errors import DatabaseUnusable, WrongSchema
 
-# The rows of pgcoord.migration that are no migrations.
+# The rows of pgcoord.migration that are not migrations.
 _SCHEMA = "schema"
 _NO_MIGRATIONS = {_SCHEMA, "functions", "roles"}
 

@@ -1,5 +1,4 @@
-"""The rows that the SQL functions return to a coordinator: its work, and the results of what it
-recorded.
+"""The rows that SQL functions return to a coordinator: its work, and what it has recorded.
 
 The one rule is that of rows.py.
 """
@@ -138,9 +137,9 @@ class Hold(Record):
 
 
 class GitHubTask(Record):
-    """The next GitHub task. If none is due, `id` is None and `due_in` holds the seconds until it.
+    """The next GitHub task. If none is due, `id` is None and `due_in` holds the seconds until then.
 
-    `due_in` is None if there is none at all.
+    `due_in` is None if no task is queued.
     """
 
     id: int | None
@@ -160,7 +159,7 @@ class GitHubTask(Record):
 class NextWork(Record):
     """The work of a coordinator before it waits, and its reasons not to wait for long.
 
-    `changed`: the open ones of the attempts that it asked for. `due_in`: seconds until the next
+    `changed`: those of the attempts it named that are open. `due_in`: seconds until the next
     deadline (None: there is none). `abandoned`: ids of attempts on hosts whose lease has expired.
     `locked`: names of locks that prevent a claim or an end.
     """

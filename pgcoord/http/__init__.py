@@ -1,5 +1,5 @@
 """The HTTP state: webhook, REST, event streams, metrics, and the panel.
 
-The one rule: no rule lives here. A request is checked for who sends it and whether it can be read;
-what it does is a function of the schema pgcoord, called through `pgcoord.database`.
+The one rule: no rule lives here. These modules check the sender and the form of a request; its
+effect is that of a function of the schema pgcoord, called through `pgcoord.database`.
 """

@@ -1,5 +1,6 @@
 """The HTTP status and body of each error: the only table of them."""
 
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -130,6 +131,9 @@ def _details(error: Exception) -> dict[str, Any]:
     details: dict[str, Any] = {}
     if isinstance(error, CoordError) and error.hint:
         details["hint"] = error.hint
+    if isinstance(error, NotSigned):
+        # A node whose clock is off learns the time, and signs once more.
+        details["now"] = time.time()
     if isinstance(error, InvalidPlan):
         details["problems"] = list(error.problems)
     if isinstance(error, WrongShape):

@@ -19,7 +19,7 @@ from pgcoord.http.state import state_of
 from pgcoord.messages.json_schema import HIGHEST_INTEGER, Schema, faults
 from pgcoord.messages.signing import NotSigned, WrongShape, parse_json
 
-# The name of a phase is looked for among this many words of a pull request.
+# The most words of a pull request in which to search for the name of a phase.
 _MOST_WORDS = 2_000
 
 _TEXT = {"type": ["string", "null"]}
@@ -136,11 +136,11 @@ def _check_signature(body: bytes, signature: str, secret: str) -> None:
     try:
         sansio.validate_event(body, signature=signature, secret=secret)
     except ValidationFailure as error:
-        raise NotSigned("the signature is not of the secret of [github]") from error
+        raise NotSigned("the signature was not made with the webhook secret of [github]") from error
 
 
 def _event_of(name: str, event: dict[str, Any]) -> GitHubEvent | None:
-    """Return what a GitHub event means for phases; None when it concerns none."""
+    """Return a GitHub event in the terms of phases; None if it cannot concern any."""
     action = event.get("action")
     if not event.get("repository") or not event.get("sender"):
         return None
@@ -156,7 +156,7 @@ def _event_of(name: str, event: dict[str, Any]) -> GitHubEvent | None:
 def _pull_request(event: dict[str, Any]) -> GitHubEvent | None:
     """Return a pull request that was merged, or opened from a branch of the repository itself.
 
-    Anybody may open one from a fork: those are ignored.
+    Ignores those from a fork, which anybody may open.
     """
     action, pull = event.get("action"), event["pull_request"]
     merged = action == "closed" and bool(pull.get("merged"))

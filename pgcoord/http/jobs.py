@@ -4,17 +4,15 @@ Any coordinator answers, leading or not.
 """
 
 import logging
-import time
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pgcoord.errors import CoordError
-from pgcoord.http.errors import status_of
+from pgcoord.errors import CoordError, NotFound
 from pgcoord.http.pool import until_disconnected
-from pgcoord.http.responses import Json, read_body, refusal
+from pgcoord.http.responses import Json, read_body
 from pgcoord.http.state import state_of
 from pgcoord.messages import jobs
 from pgcoord.messages.signing import NotSigned, Signed
@@ -50,11 +48,12 @@ async def _answer(request: Request, act: jobs.Act) -> Response:
                 answer = await jobs.answer_exit(conn, attempt_id, signed, record)
     except CoordError as error:
         words = f"the job of attempt {attempt_id} is refused to {act}"
-        if isinstance(error, NotSigned):
-            state.refusals.warn(request, act, words, str(error))
-            # A node whose clock is off learns the time, and signs once more.
-            return refusal(*status_of(error), str(error), now=time.time())
-        logger.warning("%s: %s", words, error)
+        if attempt_id == jobs.PROBED:
+            logger.info("a probe of doctor reached this server")
+        elif isinstance(error, NotSigned | NotFound):  # anybody may send these
+            state.refusals.warn(request, act, words, error)
+        else:
+            logger.warning("%s: %s", words, error)
         raise
     return Json(answer)
 

@@ -1,7 +1,7 @@
 """GET /metrics: metrics in the format of Prometheus.
 
-Each request reads the gauges and counts the events since the last request. Without requests there
-is no cost.
+Each request reads the gauges and counts the events since the last request. Without requests they
+cost nothing.
 """
 
 import asyncio

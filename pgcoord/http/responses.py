@@ -60,7 +60,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
                 body += chunk
             elif length > limit + _DISCARDED:
                 break
-    except ClientDisconnect as error:  # nobody reads the answer, but it is no fault of pgcoord
+    except ClientDisconnect as error:  # nobody reads the answer; it is not a fault of pgcoord
         raise HTTPException(400, "the body ends before its length") from error
     if length > limit:
         raise HTTPException(413, f"the body may have {limit} bytes at most")

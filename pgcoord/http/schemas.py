@@ -98,7 +98,7 @@ _PLANNED = {
         **_MAYBE_TEXT,
         "pattern": NOT_BLANK,
         "maxLength": 1_000,
-        "description": "What somebody is asked, who approves, before the phase starts.",
+        "description": "The question that a person answers before the phase starts.",
     },
     "max_attempts": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
     "timeout_seconds": {"type": ["integer", "null"], "minimum": 1, "maximum": 315_360_000},
@@ -117,7 +117,7 @@ _BUDGET: Schema = {
     "type": ["number", "null"],
     "minimum": 0.01,
     "maximum": 1_000_000_000,
-    "description": "Once its attempts have cost so much, it is paused.",
+    "description": "The feature is paused once its attempts have cost so much.",
 }
 BUDGET = _object({"max_cost_usd": _BUDGET}, ["max_cost_usd"], additionalProperties=False)
 

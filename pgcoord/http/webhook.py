@@ -32,7 +32,7 @@ async def workflow_complete(request: Request) -> Response:
         answer = await _take(request)
     except (CoordError, HTTPException, psycopg.Error, PoolTimeout, TooManyRequests) as error:
         _, result = status_of(error)
-        state_of(request).refusals.warn(request, "report", "a report was refused", str(error))
+        state_of(request).refusals.warn(request, "report", "a report was refused", error)
         webhooks.labels(result).inc()
         raise
     webhooks.labels("repeated" if answer.repeated else "taken").inc()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pgcoord.configuration import results
 from pgcoord.database import claims, jobs
 from pgcoord.database._sql import Connection
-from pgcoord.database.jobs import JobAnswer
+from pgcoord.database.rows import Answer
 from pgcoord.database.work import Assignment
 from pgcoord.errors import InvalidInput, NotFound, StaleAttempt
 from pgcoord.messages import plain_files
@@ -69,6 +69,9 @@ LIMIT = 1_048_576
 # The highest number of an attempt that the database can have.
 _HIGHEST = 2**63 - 1
 
+# The number in the address of a probe (runs/job.py), which no attempt has.
+PROBED = 0
+
 # How many copies of a job may ask by file.
 _MOST_COPIES = 20
 
@@ -115,7 +118,7 @@ async def answer_exit(
     if recorded is None or recorded.answer is None:
         recorded = await claims.record_end(conn, end)
     assert recorded.answer is not None
-    if refused := JobAnswer(**recorded.answer).refusal():
+    if refused := Answer(**recorded.answer).refusal():
         raise refused
     return {"attempt": attempt_id}
 
@@ -132,7 +135,7 @@ async def _checked(conn: Connection, attempt_id: int, signed: Signed, act: Act) 
         if act == "begin":
             reason = "somebody asked to begin its job, and has not its secret"
             await jobs.note_refused_begin(conn, attempt_id, reason)
-        raise NotSigned("the signature is not of the secret of this attempt")
+        raise NotSigned("the signature was not made with the secret of this attempt")
     return _shaped(parse_json(signed.body), attempt_id, act)
 
 

@@ -7,10 +7,11 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,19 @@ class Signed:
         except WebhookVerificationError as error:
             if "matching signature" in str(error):
                 return False
-            raise NotSigned(f"the signature is not valid: {error}") from error
+            hint = self._clock() if "timestamp too" in str(error) else None
+            raise NotSigned(f"the signature is not valid: {error}", hint=hint) from error
         except (ValueError, TypeError, OverflowError) as error:
             raise NotSigned("the signature is malformed") from error
         signature = self.headers.get("x-hub-signature-256", "")
         expected = "sha256=" + hmac.new(secret.encode(), self.body, hashlib.sha256).hexdigest()
         return hmac.compare_digest(signature.encode(), expected.encode())
+
+    def _clock(self) -> str:
+        """Return in words how far the clock that dated it is off ours."""
+        off = float(self.headers["webhook-timestamp"]) - time.time()
+        side = "ahead of" if off > 0 else "behind"
+        return f"the sender's clock is {timedelta(seconds=round(abs(off)))} {side} this server's"
 
 
 def is_secret(text: str) -> bool:
@@ -83,15 +91,21 @@ def sign(secret: str, report: Mapping[str, object]) -> Signed:
     return sign_body(secret, json.dumps(report).encode())
 
 
-def sign_again(secret: str, signed: Signed) -> Signed:
-    """The same message, signed as of now, for a retry."""
-    return sign_body(secret, signed.body, signed.headers["webhook-id"])
+def sign_again(secret: str, signed: Signed, *, ahead: float = 0.0) -> Signed:
+    """The same message, signed as of now, for a retry.
+
+    *ahead*: seconds by which the receiver's clock is ahead of ours.
+    """
+    return sign_body(secret, signed.body, signed.headers["webhook-id"], ahead=ahead)
 
 
-def sign_body(secret: str, body: bytes, message_id: str | None = None) -> Signed:
-    """Sign the bytes of a report as of now."""
+def sign_body(
+    secret: str, body: bytes, message_id: str | None = None, *, ahead: float = 0.0
+) -> Signed:
+    """Sign the bytes of a report as of now; *ahead* as for `sign_again`."""
     message_id = message_id or f"msg_{uuid.uuid4().hex}"
-    now = datetime.now(UTC)  # the library takes any other zone for UTC
+    # The library takes any zone but UTC for UTC.
+    now = datetime.now(UTC) + timedelta(seconds=ahead)
     return Signed(
         body,
         {

@@ -35,7 +35,7 @@ _LISTED_FILE = re.compile(
     r"`(?P<code>[^`\s,:]+)(?::[^`]*)?`|(?<!\S)(?P<bare>[\w./-]*[\w-][./][\w./-]*\w)(?!\w)"
 )
 
-# What says that a phase depends on no other.
+# The words for "depends on no other phase".
 NO_PHASES = ("none", "nothing", "n/a", "-", "–", "—")  # noqa: RUF001
 
 _DEPENDENCY = re.compile(rf"(?:phases?\s+)?({NUMBER})", re.IGNORECASE)

@@ -38,7 +38,7 @@ _PHASES = (
     rf"phases?\s+(?:{NUMBER})\b(?:\s*(?:,|&|and\b)\s*(?:and\s+)?(?:phases?\s+)?(?:{NUMBER})\b)*"
 )
 
-# What may say of a phase that it comes after others, and is not read: a sentence, a label, a table.
+# Text that may state a dependency and is not read as one: a sentence, a label, a table.
 _MENTIONS = (
     re.compile(
         r"\b(?:depend\w*|block(?:ed|er)\w*|requir\w+|needs?|after|once|prerequisites?"

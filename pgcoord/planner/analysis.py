@@ -206,7 +206,7 @@ def _name(phase: PlannedPhase) -> str:
 
 
 def analyse(plan: object, slots: int, most_tokens: int = MOST_TOKENS) -> Analysis:
-    """Analyse a stored plan; skip entries that are no phases, with which it cannot be executed."""
+    """Analyse a stored plan; skip entries that are not phases, which prevent its execution."""
     rows = plan if isinstance(plan, list) else []
     phases = {each.number: each for each in map(_planned_phase, rows) if each}
     return Analysis(tuple(phases[each] for each in sorted(phases)), slots, most_tokens)

@@ -1,4 +1,4 @@
-"""Find what pieces of work need of each other, where they say so by keys, or a graph draws it."""
+"""Find the prerequisites among pieces of work: stated by keys, or drawn as a graph."""
 
 import re
 
@@ -9,8 +9,8 @@ from pgcoord.planner.references import NUMBERED, graphs_in, key_of, keys_needed
 def find_needs(work: list[Piece], text: str) -> tuple[list[Piece], list[str]]:
     """Return *work* with the needs that it states by keys, or in a graph, as numbers; and notes.
 
-    Where some of it does, or is marked as parallel, the rest follows in the order of the text: what
-    is parallel beside what is, anything else after what is directly before it.
+    If a piece states needs, or is marked as parallel, a piece that states none follows the order of
+    the text: a parallel one beside its parallel neighbours, another after the piece before it.
     """
     keys = [each.key for each in work]
     named = [key for key in keys if key]
@@ -27,7 +27,7 @@ def find_needs(work: list[Piece], text: str) -> tuple[list[Piece], list[str]]:
         none = by_number is not None and not numbers and not unknown
         stated.append("none" if none else " ".join(map(str, numbers)))
         notes += [
-            f"{piece.key or piece.lead:.60} comes after {each}, which is none of these: ignored"
+            f"{piece.key or piece.lead:.60} comes after {each}, which is not among them: ignored"
             for each in unknown
         ]
     if any(stated) or any(each.is_parallel for each in work):
@@ -46,7 +46,7 @@ def find_needs(work: list[Piece], text: str) -> tuple[list[Piece], list[str]]:
 
 
 def _in_order(work: list[Piece], stated: list[str]) -> list[str]:
-    """Return what each piece needs: what it states, or what its place in the text says."""
+    """Return the needs of each piece: those that it states, else those by its place in the text."""
     needs = []
     level: list[int] = []
     below: list[int] = []

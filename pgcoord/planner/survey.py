@@ -28,13 +28,13 @@ _MOST_FOUND = 6
 # The best by their points, of which those of the layer are preferred.
 _MOST_COMPARED = 200
 
-# A word that more than this share of all files have tells nothing of one of them.
+# A word in more than this share of all files does not distinguish one of them.
 _COMMON = 0.2
 
-# Characters of a piece of work of which the words are looked for.
+# The first characters of a piece of work, whose words are searched for.
 _TELLING = 2_000
 
-# Of the points of the best file, what another needs to be listed beside it.
+# The share of the best file's points that another file needs to be listed.
 _LEAST_SHARE = 0.45
 
 _CODE = re.compile(r"`([A-Za-z_][\w.-]{2,60})(?:\(\))?`")
@@ -146,7 +146,7 @@ def resolve(structure: Structure, repository: Repository) -> Structure:
 def survey(feature: Feature, drafts: Sequence[Draft], repository: Repository) -> list[Surveyed]:
     """Return the files of the repository for each phase."""
     all_files = set(repository.files)
-    # What all of it is called tells nothing of a part.
+    # The title of the whole feature does not distinguish its parts.
     title = feature.title if len(drafts) == 1 else ""
     return [
         Surveyed(

@@ -16,8 +16,9 @@ from pgcoord.runs.job import PROMPT_MARK
 def order_apart(order: Order, directory: str, *, secrets: bool = True) -> dict[str, Any]:
     """Return the content of *order* for a node that has none of our folders.
 
-    *directory*: where the command runs there. Without *secrets*, for an engine that shows everybody
-    what a job is given, it holds no variable of the workflow, only ours and the attempt's secret.
+    *directory*: where the command runs there. Without *secrets*, for an engine that shows a
+    job's content to everybody, it has no variable of the workflow, only ours and the secret of the
+    attempt.
     """
     content = dict(order.content)
     prompt = str(order.folder / "prompt.md")

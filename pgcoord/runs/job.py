@@ -59,7 +59,7 @@ _LEFT_OUT = b"\n-- pgcoord: %d bytes were left out here --\n"
 _TAIL = 16_000
 _TAIL_CHARACTERS = 4_000
 
-# The most bytes of a result file that are read: what is too large is for the database to say.
+# The most bytes to read of a result file; the database decides whether a result is too large.
 _MOST_RESULT = 3 * 69_632
 
 # Seconds that one request may take.
@@ -137,17 +137,19 @@ def probe(order: dict) -> int:  # type: ignore[type-arg]
 
 def _trouble_at(url: str) -> str:
     """Return why a job could not report to *url*; "" if it could. Blocks up to `_TRY` seconds."""
-    address = f"{url}/attempts/1/begin"
+    address = f"{url}/attempts/0/begin"  # which there never is
     request = urllib.request.Request(address, b"{}", {"content-type": "application/json"})
     try:
         with _opener.open(request, timeout=_TRY):
             return f"another program answers at {address}"
     except urllib.error.HTTPError as error:
-        # The request is unsigned, so pgcoord refuses it, with a body that no other server sends.
+        # pgcoord refuses the request, with a body that no other server sends.
         is_refusal = error.code in (401, 404) and "reason" in _json_of(error)
         return "" if is_refusal else f"{address} answered {error.code}"
-    except (OSError, ValueError) as error:
-        return str(error)
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(error) or repr(error)
 
 
 class Job:
@@ -361,7 +363,7 @@ class Job:
                 _say(f"pgcoord: the exit status is not taken: {error}")
             except _NotHeard as error:
                 if time.monotonic() > deadline or (is_spooled and self._asked_to_end):
-                    _say(f"pgcoord: the exit status is not heard: {error}")
+                    _say(f"pgcoord: the exit status has not arrived: {error}")
                     return
                 time.sleep(wait)
                 wait = min(2 * wait, 15.0)

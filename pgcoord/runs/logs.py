@@ -45,7 +45,7 @@ _BLOCK = 1_000_000
 _MOST_SEARCHED = 1_000_000_000
 _OVERLAP = 1_000
 
-# Bytes around a line in which its neighbours are looked for.
+# Bytes around a line in which to search for its neighbours.
 _AROUND = 4_000
 
 # The text that replaces the middle of a log, and the bytes at its end that stay at most.
@@ -266,7 +266,7 @@ class Log:
             return offset
 
     def find_trouble(self, offset: int | None, *, before: bool) -> int | None:
-        """Return where the next line begins that tells of trouble, after or *before* an offset.
+        """Return the offset of the next line that shows trouble, after or *before* an offset.
 
         None: before the end. Reads 64 MB at most. Raises `OSError`.
         """

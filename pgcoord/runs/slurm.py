@@ -44,7 +44,7 @@ _FULL = (
 # States of nodes that run jobs, or will.
 _USABLE = frozenset({"idle", "mixed", "allocated", "completing", "planned", "idle~", "unknown"})
 
-# States that it reports of its jobs with the status of the script; of others there is none.
+# States of ended jobs for which Slurm reports the exit status of the script.
 _WITH_STATUS = frozenset({"COMPLETED", "FAILED"})
 
 
@@ -102,12 +102,12 @@ class Slurm:
         return jobs
 
     async def terminate(self, job: str) -> None:
-        """Remove the job if it waits; SIGTERM to script and steps if it runs."""
+        """Remove the job if it waits; send SIGTERM to its script and steps if it runs."""
         await self._cancel("--state=PENDING", job)
         await self._cancel("--full", "--signal=TERM", job)
 
     async def kill(self, job: str) -> None:
-        """SIGKILL to script and steps, and the end of the job, so that Slurm lets go of it."""
+        """Send SIGKILL to the script and its steps, and cancel the job at once."""
         await self._cancel("--full", "--signal=KILL", job)
         await self._cancel(job)
 
@@ -133,7 +133,9 @@ class Slurm:
         except NotNow as error:
             return Finding("", "fail", str(error), "install Slurm's commands on this machine")
         if answer.status or " UP" not in answer.output:
-            words = f"its controller does not answer: {_last_line(answer.error or answer.output)}"
+            down = re.search(r".* is DOWN", answer.output)  # before an appeal framed by asterisks
+            reason = down.group() if down else _last_line(answer.error or answer.output)
+            words = f"its controller does not answer: {reason}"
             return Finding("", "fail", words, "is slurm.conf found (SLURM_CONF), slurmctld up?")
         states = dict(line.split() for line in nodes.output.splitlines())
         usable = sum(int(n) for state, n in states.items() if state in _USABLE)
@@ -147,14 +149,14 @@ class Slurm:
         return f" (options = {json.dumps(self._options)})" if self._options else ""
 
     async def _check_options(self) -> Finding:
-        """Whether sbatch would take a job with the options; it takes none."""
+        """Check whether sbatch would accept a job with the options; submits none."""
         answer = await self._say("sbatch", *self._options, "--test-only", "--wrap", "true")
         if answer.status:
             words = (
                 f"sbatch refuses its options: {_last_line(answer.error)}{self._options_in_words}"
             )
             return Finding("", "fail", words, "sinfo shows partitions, sbatch --help options")
-        return Finding("", "ok", "sbatch takes its options", None)
+        return Finding("", "ok", "sbatch accepts its options", None)
 
     async def _cancel(self, *arguments: str) -> None:
         answer = await self._say("scancel", "--quiet", *arguments)
@@ -175,7 +177,7 @@ def _check_settings(text: str) -> list[Finding]:
     findings = []
     if seconds.get("MinJobAge", 300) < 60:
         words = f"Slurm forgets jobs that ended after {seconds['MinJobAge']} s (MinJobAge)"
-        findings.append(Finding("", "warn", words, "set it to 60 or more, else 300 is usual"))
+        findings.append(Finding("", "warn", words, "set it to 60 or more; 300 is the default"))
     if seconds.get("KillWait", 30) < 5:
         words = f"Slurm kills {seconds['KillWait']} s after SIGTERM (KillWait)"
         findings.append(
@@ -192,7 +194,7 @@ def _read(lines: str) -> Iterator[tuple[str, ListedJob]]:
             continue
         job, state, reason, nodes, status, name = parts
         if state in _WAITING:
-            words = state if reason == "None" else reason  # it has not looked at the job yet
+            words = state if reason == "None" else reason  # Slurm has not considered the job yet
             yield name, ListedJob(job, EngineState.WAITING, words)
         elif state in _RUNNING:
             yield name, ListedJob(job, EngineState.RUNNING, state, nodes or None)

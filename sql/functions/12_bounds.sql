@@ -21,7 +21,7 @@ begin
         raise exception using
             errcode = 'PC005',
             message = format('%s %s', p_what, v_fault),
-            hint = 'Keep what is long in a file, and name the file.';
+            hint = 'Keep long content in a file, and name the file.';
     end if;
 end $$;
 
@@ -35,30 +35,50 @@ begin
         raise exception using
             errcode = 'PC005',
             message = format('%s has %s characters: %s at most', p_what, length(p_value), p_length),
-            hint = 'Keep it short; what is long belongs into a prompt or a description.';
+            hint = 'Keep it short; a long text belongs into a prompt or a description.';
     end if;
 end $$;
 
--- Refuse a name that cannot be part of a URL or of a log line, or that another phase has by default. The migration from
--- version 1 keeps old names (setting pgcoord.takes_over, which has an effect only for the owner).
+-- Refuse a number that is no priority: none, or one that the column cannot hold.
+-- Errors: PC005.
+create or replace function pgcoord_private.check_priority(p_what text, p_priority bigint) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if (p_priority between -2147483648 and 2147483647) is not true then
+        raise exception using
+            errcode = 'PC005',
+            message = format('the priority of %s cannot be %s', p_what, coalesce(p_priority::text, 'null')),
+            hint = 'Give a number: lower runs earlier (10 urgent, 50 usual, 90 background).';
+    end if;
+end $$;
+
+-- Refuse a name that cannot be part of a URL or of a log line (characters without width, and those that reverse what
+-- follows, among them), or that means another phase, a feature or an option on the command line. The migration from version 1
+-- keeps old names (setting pgcoord.takes_over, which has an effect only for the owner).
 -- Errors: PC005.
 create or replace function pgcoord_private.check_queue_id(p_queue_id text, p_feature_id integer, p_phase_number integer) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
 begin
-    if p_queue_id !~ '^[^[:space:][:cntrl:]/?#%\\<>"]{1,200}$' or p_queue_id in ('.', '..') then
+    if p_queue_id !~ '^[^[:space:][:cntrl:]/?#%\\<>"\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]{1,200}$'
+        or p_queue_id in ('.', '..')
+    then
         raise exception using
             errcode = 'PC005',
             message = format('phase %s of feature %s cannot be called %L', p_phase_number, p_feature_id, left(p_queue_id, 210)),
-            hint = format('A name has 1 to 200 characters, without blanks, line breaks and / ? # %% \ < > ". Leave it out for queue-%s-%s.',
+            hint = format('A name has 1 to 200 characters, without blanks, line breaks, invisible characters and / ? # %% \ < > ". Leave it out for queue-%s-%s.',
                 p_feature_id, p_phase_number);
-    elsif p_queue_id ~ '^queue-[0-9]+-[0-9]+$' and not (
+    elsif p_queue_id ~ '^(queue-[0-9]+-[0-9]+|[0-9]+([.][0-9]+)?|-.*)$' and not (
         coalesce(current_setting('pgcoord.takes_over', true), '') = 'v1'
         and pg_has_role(session_user, (select relowner from pg_class where oid = 'public.phase_queue'::regclass), 'usage')
     ) then
         raise exception using
             errcode = 'PC005',
-            message = format('phase %s of feature %s cannot be called %s: that is the name of another phase', p_phase_number, p_feature_id, p_queue_id),
+            message = format('phase %s of feature %s cannot be called %s: that is %s', p_phase_number, p_feature_id, p_queue_id,
+                case when p_queue_id ~ '^-' then 'an option of a command'
+                    when p_queue_id ~ '^[0-9]+$' then 'the number of a feature'
+                    else 'the name of another phase' end),
             hint = format('Leave the name out for queue-%s-%s.', p_feature_id, p_phase_number);
     end if;
 end $$;
@@ -100,8 +120,8 @@ begin
                 pgcoord_private.shortened(v_value::text, 200), jsonb_typeof(v_value)),
             hint = case
                 when v_member = '' and jsonb_typeof(v_value) = 'string'
-                    then 'It was encoded twice: give the text of the object itself, such as {"title": "…"}, cast to jsonb.'
-                when v_member = '' then 'It is a JSON object such as {"title": "…", "prompt_content": "…"}.'
+                    then 'It was encoded twice: give the text of the object itself, such as {"title": "..."}, cast to jsonb.'
+                when v_member = '' then 'It is a JSON object such as {"title": "...", "prompt_content": "..."}.'
                 when v_member = 'max_attempts' then 'It is a whole number from 1 to 1000000, or is left out.'
                 when v_member = 'timeout_seconds' then 'It is a number of seconds from 0.000001 to 315360000, or is left out.'
                 when v_member = 'check' then 'It is the name of a check that pgcoord.toml declares, or is left out.'
@@ -122,7 +142,7 @@ create or replace function pgcoord_private.meant_as(p_empty jsonb, p_value jsonb
 language sql immutable
 return case when p_value is null or p_value in ('null', '[]', '{}') then p_empty else p_value end;
 
--- Refuse (PC005) null in those of p_columns that are null in the row.
+-- Refuse (PC005) the nulls of a row in p_columns, which must not be null.
 create or replace function pgcoord_private.refuse_nulls(p_what text, p_row jsonb, variadic p_columns text[]) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -151,9 +171,9 @@ begin
     end loop;
 end $$;
 
--- What the table of phases holds by itself, whatever triggers are switched off: the check of all its rules in one, since
--- Postgres reads a check back from text with every statement that updates a phase, and this text is the shortest. Who changes
--- a rule here checks the rows that there are in a migration: Postgres takes a function of a check to stay what it was.
+-- The rules of a row of phase_queue, which hold even with all triggers disabled. One function checks them all, since Postgres
+-- parses the text of a check constraint with every statement that updates a phase, and one call is the shortest text. A change
+-- of a rule needs a migration that checks the existing rows: Postgres assumes that the function of a check never changes.
 -- Errors: 23514, by the name of the rule.
 create or replace function pgcoord_private.phase_holds(
     p_number integer, p_status text, p_slot smallint, p_unmet integer, p_eligible_at timestamptz, p_gated boolean, p_retry_at timestamptz

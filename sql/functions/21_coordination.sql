@@ -154,7 +154,7 @@ end;
 -- The statement that ends a session that holds a lock.
 create or replace function pgcoord_private.holder_ending(p_holder integer, p_query text) returns text
 language sql immutable
-return case when p_holder = 0 then coalesce('rollback prepared' || substr(p_query, 20), 'rollback prepared …')
+return case when p_holder = 0 then coalesce('rollback prepared' || substr(p_query, 20), 'rollback prepared ...')
     else format('select pg_terminate_backend(%s)', p_holder) end;
 
 -- The leader itself is left out: it has recorded its session. The control row is the other lock that a lead needs; its

@@ -57,7 +57,8 @@ end $$;
 create or replace function pgcoord_private.waits_in_engine(p_queue_id text, p_attempt integer) returns text
 language sql stable
 begin atomic
-    select format('waits in pool %s since %s%s%s', a.pool, pgcoord_private.clock(a.submitted_at), ', job ' || a.job, ': ' || a.waits_for)
+    select format('%s pool %s since %s%s%s', case when a.job is null then 'is being submitted to' else 'waits in' end, a.pool,
+        pgcoord_private.clock(a.submitted_at), ', job ' || a.job, ': ' || a.waits_for)
     from pgcoord.attempt as a
     where a.queue_id = p_queue_id and a.number = p_attempt and a.submitted_at is not null and a.started_at is null;
 end;
@@ -66,7 +67,8 @@ end;
 -- everything, and the cost depends on the rows that are read. A lower rank is more decisive.
 create or replace view pgcoord.reasons as
 select p.queue_id, p.feature_id, p.phase_number, 0 as rank, 'ending' as kind,
-    format('is being ended (%s) since %s%s', a.ending, pgcoord_private.clock(a.ending_at), ': ' || a.ending_reason) as words,
+    format('is being ended (%s) since %s%s%s', a.ending, pgcoord_private.clock(a.ending_at), ': ' || a.ending_reason,
+        '; job ' || a.job || ': ' || a.waits_for) as words,
     a.adw_id as refers_to
 from public.phase_queue as p
     join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt

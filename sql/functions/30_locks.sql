@@ -136,7 +136,7 @@ begin
     raise exception using
         errcode = '55P03',
         message = format('feature %s is being changed by somebody else', p_feature_id),
-        hint = 'Try again, or use the functions of the schema pgcoord (complete_phase, skip_phase …): they wait in the right order.';
+        hint = 'Try again, or use the functions of the schema pgcoord (complete_phase, skip_phase ...): they wait in the right order.';
 end $$;
 
 -- Lock a phase in the right order, its feature first, and return it. Waits.

@@ -148,7 +148,7 @@ begin
     new.queue_position := coalesce(new.queue_position, nextval('pgcoord.queue_position'));
     new.created_at := coalesce(new.created_at, now());
     new.updated_at := coalesce(new.updated_at, now());
-    -- It was not claimed, and its prerequisites are not checked yet: ready and blocked are derived, not declared.
+    -- A new phase is not claimed, and its prerequisites are not checked yet: ready and blocked are derived, not declared.
     if new.status in ('ready', 'blocked') or new.status is null then
         new.status := 'queued';
     elsif new.status <> 'queued' then
@@ -165,7 +165,7 @@ begin
         new.slot := pgcoord_private.slot_for_inserted(new.queue_id, new.workflow_type);
         new.attempt := 1;
         new.adw_id := coalesce(new.adw_id, pgcoord_private.new_adw_id());
-        new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- another session may have taken the slot during the wait
+        new.ready_timestamp := coalesce(new.ready_timestamp, clock_timestamp());    -- not now(): it may have waited for the slot
         new.started_timestamp := coalesce(new.started_timestamp, clock_timestamp());
     elsif new.status <> 'queued' then
         new.finished_timestamp := coalesce(new.finished_timestamp, now());

@@ -5,8 +5,8 @@
 create or replace function pgcoord_private.derived_hint(p_columns text) returns text
 language sql immutable
 return case p_columns
-    when 'workflow_type' then 'It is what phase_data names: {"workflow_type": "…"}.'
-    when 'gated' then 'It follows from phase_data: {"gate": "…"}; pgcoord.approve(queue_id, reason) says yes.'
+    when 'workflow_type' then 'It is what phase_data names: {"workflow_type": "..."}.'
+    when 'gated' then 'It follows from phase_data: {"gate": "..."}; pgcoord.approve(queue_id, reason) says yes.'
     else 'Leave it as it is: it follows from status, depends_on_phases, phase_data, from pauses and from attempts.'
 end;
 
@@ -82,7 +82,7 @@ begin
     raise exception using
         errcode = 'PC002',
         message = format('phase %s is %s and cannot be set to %s by hand', p_queue_id, p_from, p_to),
-        hint = 'A coordinator claims and starts it; pgcoord.set_priority(queue_id, n) brings it forward.';
+        hint = format('A coordinator claims and starts it; pgcoord.set_priority(%L, n) brings it forward.', p_queue_id);
 end $$;
 
 -- Refuse (PC002) to block or unblock a phase by UPDATE: that follows from its prerequisites.
@@ -104,7 +104,7 @@ begin
     raise exception using
         errcode = 'PC004',
         message = format('phase %s is being ended (%s): it cannot become %s any more', p_queue_id, p_ending, p_to),
-        hint = 'Wait until it has ended; then retry it, or pgcoord.skip_phase(queue_id, reason) takes it as done.';
+        hint = format('Wait until it has ended; then retry it, or pgcoord.skip_phase(%L, reason) takes it as done.', p_queue_id);
 end $$;
 
 -- Refuse (PC008) to open the gate of a phase that has none, or that is past it.
@@ -192,7 +192,8 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s: it cannot be queued again while its attempt lives', p_old.queue_id, p_old.status),
-            hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason), then pgcoord.retry_phase(queue_id).';
+            hint = format('Cancel it first: pgcoord.cancel_phase(%L, reason), then pgcoord.retry_phase(%L).',
+                p_old.queue_id, p_old.queue_id);
     elsif v_attempt.ended_at is null and v_attempt.ending <> p_new.status and p_new.status <> 'cancelled' then
         perform pgcoord_private.refuse_end(p_old.queue_id, v_attempt.ending, p_new.status);
     elsif v_attempt.ended_at is null and v_attempt.exited_at is null and not v_attempt.external then

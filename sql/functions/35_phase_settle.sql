@@ -68,7 +68,7 @@ begin
     return true;
 end $$;
 
--- The setting by which the row trigger tells the trigger of its statement that it has something to do. One for each depth of
+-- The setting by which the row trigger tells the statement trigger that there is work. One for each depth of
 -- triggers: an UPDATE inside a trigger has its own.
 create or replace function pgcoord_private.settling() returns text
 language sql stable

@@ -9,7 +9,7 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s and holds slot %s: it cannot be deleted', old.queue_id, old.status, old.slot),
-            hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).';
+            hint = format('Cancel it first: pgcoord.cancel_phase(%L, reason).', old.queue_id);
     end if;
     perform pgcoord_private.hold_feature(old.feature_id);
     return old;
@@ -35,7 +35,7 @@ begin
             when v_holds then format('phase %s is %s and holds slot %s: its attempt %s cannot be deleted',
                 old.queue_id, v_phase.status, v_phase.slot, old.number)
             else format('attempt %s of phase %s is history and stays as it is', old.number, old.queue_id) end,
-        hint = case when v_holds then 'Cancel the phase first: pgcoord.cancel_phase(queue_id, reason).'
+        hint = case when v_holds then format('Cancel the phase first: pgcoord.cancel_phase(%L, reason).', old.queue_id)
             else 'pgcoord.prune(older_than) removes finished features with their attempts.' end;
 end $$;
 
@@ -53,7 +53,7 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s and holds a slot: %s cannot be truncated', v_queue_id, v_status, tg_relid::regclass),
-            hint = 'Cancel what runs first: pgcoord.cancel_phase(queue_id, reason).';
+            hint = format('Cancel it first, and each other that runs: pgcoord.cancel_phase(%L, reason).', v_queue_id);
     end if;
     return null;
 end $$;

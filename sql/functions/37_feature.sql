@@ -100,7 +100,7 @@ begin
     perform pgcoord_private.check_times(v_name, new.created_at, new.updated_at, new.paused_at, new.cancelled_at);
     if new.id < 1 then
         raise exception using
-            errcode = 'PC005', message = format('there can be no feature %s', new.id), hint = 'Leave the id out.';
+            errcode = 'PC005', message = format('a feature cannot have the id %s', new.id), hint = 'Leave the id out.';
     elsif coalesce(btrim(new.title), '') = '' then
         raise exception using
             errcode = 'PC005',
@@ -125,7 +125,7 @@ begin
         raise exception using
             errcode = 'PC005',
             message = format('the plan of %s holds something that is not a phase', v_name),
-            hint = 'Each element is an object with phase_number, title, prompt_content, depends_on …';
+            hint = 'Each element is an object with phase_number, title, prompt_content, depends_on ...';
     end if;
     perform pgcoord_private.check_text('the title of ' || v_name, new.title, 1000);
     perform pgcoord_private.check_text('the description of ' || v_name, new.description, 1000000);

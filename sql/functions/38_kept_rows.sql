@@ -145,5 +145,5 @@ begin
     raise exception using
         errcode = 'PC008',
         message = format('what became of schedule %s at %s stays as it is', old.schedule, old.due_at),
-        hint = 'pgcoord.run_schedule(name) queues its feature now; pgcoord.delete_schedule(name) deletes it with its runs.';
+        hint = format('pgcoord.run_schedule(%1$L) queues its feature now; pgcoord.delete_schedule(%1$L) deletes it with its runs.', old.schedule);
 end $$;

@@ -39,8 +39,23 @@ begin
         raise exception using
             errcode = 'PC005',
             message = format('this is not a feature: %s', v_fault),
-            hint = '{"title": …, "description": …, "phases": [{"phase_number": 1, "title": …, "prompt_content": …, "depends_on_phases": []}]}';
+            hint = '{"title": ..., "description": ..., "phases": [{"phase_number": 1, "title": ..., "prompt_content": ..., "depends_on_phases": []}]}';
     end if;
+end $$;
+
+-- Refuse an id or a priority that the columns cannot hold, where the cast would name neither.
+-- Errors: PC005.
+create or replace function pgcoord_private.check_feature_numbers(p_id bigint, p_priority bigint) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if p_id not between 1 and 2147483647 then
+        raise exception using
+            errcode = 'PC005',
+            message = format('a feature cannot have the id %s', p_id),
+            hint = 'Leave p_id out: the database gives the next.';
+    end if;
+    perform pgcoord_private.check_priority('a feature', p_priority);
 end $$;
 
 create or replace function pgcoord.add_feature(
@@ -50,6 +65,7 @@ create or replace function pgcoord.add_feature(
 language sql
 security definer set search_path = pg_catalog, pg_temp
 begin atomic
+    select pgcoord_private.check_feature_numbers(p_id, coalesce(p_priority, 0));
     insert into public.planned_features (id, title, description, priority, tags, estimated_hours, item_type)
     values (p_id, p_title, p_description, p_priority, to_jsonb(p_tags), p_estimated_hours, p_item_type)
     returning *;
@@ -57,13 +73,19 @@ end;
 comment on function pgcoord.add_feature(text, text, bigint, text[], numeric, text, bigint) is
     'Insert a feature; returns its row, with the id that add_phase takes.';
 
--- Refuse (23505, as an INSERT does) a phase that exists already.
+-- Refuse a phase that exists already (23505, as an INSERT does), or (PC005) a number that the column cannot hold.
 create or replace function pgcoord_private.check_number_is_free(p_feature_id bigint, p_phase_number bigint) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
     v_status text := (select status from public.phase_queue where feature_id = p_feature_id and phase_number = p_phase_number);
 begin
+    if p_phase_number not between 1 and 2147483647 then
+        raise exception using
+            errcode = 'PC005',
+            message = format('feature %s cannot have a phase %s', p_feature_id, p_phase_number),
+            hint = 'Number the phases of a feature from 1.';
+    end if;
     if v_status is not null then
         raise exception using
             errcode = '23505',
@@ -79,7 +101,10 @@ create or replace function pgcoord.add_phase(
 language sql
 security definer set search_path = pg_catalog, pg_temp
 begin atomic
-    select pgcoord_private.check_feature(p_feature_id), pgcoord_private.check_number_is_free(p_feature_id, p_phase_number);
+    select
+        pgcoord_private.check_feature(p_feature_id),
+        pgcoord_private.check_number_is_free(p_feature_id, p_phase_number),
+        pgcoord_private.check_priority(format('phase %s of feature %s', p_phase_number, p_feature_id), coalesce(p_priority, 0));
     insert into public.phase_queue (feature_id, phase_number, depends_on_phases, phase_data, priority, queue_id, retry_at)
     values (p_feature_id, p_phase_number, to_jsonb(p_after), p_data, p_priority, p_queue_id, p_retry_at)
     returning *;

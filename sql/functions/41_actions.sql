@@ -11,7 +11,7 @@ begin
             errcode = 'PC002',
             message = format('phase %s is %s: only a failed or cancelled one can be retried', p_queue_id, v_phase.status),
             hint = case
-                when v_phase.slot is not null then 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).'
+                when v_phase.slot is not null then format('Cancel it first: pgcoord.cancel_phase(%L, reason).', p_queue_id)
                 when v_phase.status = 'blocked' then (
                     select format('Retry phase %s, which it waits for.', obstacle)
                     from pgcoord_private.obstacles(v_phase.feature_id) where phase_number = v_phase.phase_number
@@ -28,7 +28,7 @@ end $$;
 comment on function pgcoord.retry_phase(text, text) is
     'Queue a failed or cancelled phase again with its full number of attempts; one that waits for its retry time is queued at once.';
 
-create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text) returns public.phase_queue
+create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text default null) returns public.phase_queue
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -38,7 +38,7 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s: it cannot be skipped', p_queue_id, v_phase.status),
-            hint = 'Cancel it first: pgcoord.cancel_phase(queue_id, reason).';
+            hint = format('Cancel it first: pgcoord.cancel_phase(%L, reason).', p_queue_id);
     end if;
     if v_phase.status = 'completed' then
         return v_phase;
@@ -51,7 +51,7 @@ end $$;
 comment on function pgcoord.skip_phase(text, text) is
     'Mark a phase that does not run as completed: its dependents can run. A completed one is left unchanged.';
 
-create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text) returns public.phase_queue
+create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text default null) returns public.phase_queue
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -70,7 +70,7 @@ comment on function pgcoord.cancel_phase(text, text) is
 
 -- Cancel a phase and all phases that depend on it, directly or indirectly.
 -- Locks: the feature, then its phases.
-create or replace function pgcoord.cancel_branch(p_queue_id text, p_reason text) returns integer
+create or replace function pgcoord.cancel_branch(p_queue_id text, p_reason text default null) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -165,19 +165,14 @@ security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off 
 declare
     v_phase public.phase_queue := pgcoord_private.lock_phase(p_queue_id);
 begin
-    if (p_priority between -2147483648 and 2147483647) is not true then
-        raise exception using
-            errcode = 'PC005',
-            message = format('the priority of phase %s cannot be %s', p_queue_id, coalesce(p_priority::text, 'null')),
-            hint = 'Give a number: lower runs earlier (10 urgent, 50 usual, 90 background).';
-    end if;
+    perform pgcoord_private.check_priority('phase ' || p_queue_id, p_priority);
     update public.phase_queue set priority = p_priority where queue_id = p_queue_id returning * into v_phase;
     return v_phase;
 end $$;
 comment on function pgcoord.set_priority(text, bigint) is
     'Change the priority of a phase: lower numbers run earlier (10 urgent, 50 usual, 90 background).';
 
-create or replace function pgcoord.cancel_feature(p_feature_id bigint, p_reason text) returns integer
+create or replace function pgcoord.cancel_feature(p_feature_id bigint, p_reason text default null) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -227,7 +222,7 @@ begin
                 errcode = 'PC002',
                 message = format('feature %s cannot be resumed: %s', p_feature_id, v_spent),
                 hint = case when v_spent like 'its budget%'
-                    then format('pgcoord.set_budget(%s, …) gives it more, and resumes it; null takes its limit away.', p_feature_id)
+                    then format('pgcoord.set_budget(%s, ...) gives it more, and resumes it; null takes its limit away.', p_feature_id)
                     else 'max_cost_usd of that workflow in pgcoord.toml gives it more.' end;
         end if;
         update public.planned_features set paused_at = null, paused_reason = null
@@ -378,13 +373,13 @@ begin
         begin
             v_older_than := p_older_than;
         exception when data_exception then
-            v_fault := 'it is no interval';
+            v_fault := 'it is not an interval';
         end;
     end if;
     if v_fault is not null then
         raise exception using
             errcode = 'PC005',
-            message = format('%L is no age of a feature: %s', left(btrim(p_older_than), 60), v_fault),
+            message = format('%L is not an age of a feature: %s', left(btrim(p_older_than), 60), v_fault),
             hint = 'Give an interval with its unit, such as 90 days; 0 for all.';
     end if;
     return pgcoord.prune(v_older_than);

@@ -47,7 +47,7 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('phase %s is %s and never started: it cannot be reported %s', p_queue_id, v_phase.status, p_outcome),
-            hint = 'pgcoord.skip_phase(queue_id, reason) takes a phase as done without running it.';
+            hint = format('pgcoord.skip_phase(%L, reason) takes it as done without running it.', p_queue_id);
     end if;
     raise exception using
         errcode = 'PC004',

@@ -129,16 +129,18 @@ begin
                 end if;
                 if v_phase.queue_id = any (v_due) then
                     -- Postgres checks the foreign key of a row again if the same transaction has changed it. A locked
-                    -- feature must not delay the others, so the next claim takes this phase.
-                    perform 1 from public.planned_features where id = v_phase.feature_id for key share skip locked;
+                    -- feature must not delay the others, so the next claim takes this phase. (Not `for key share`: see below.)
+                    perform 1 from public.planned_features where id = v_phase.feature_id for share skip locked;
                     continue when not found;
                 end if;
-                select v.number into v_slot    -- the next free slot that nobody has locked
+                -- The next free slot that nobody has locked. `for key share` would wait despite `skip locked` where a transaction
+                -- has updated a row, and then deleted or locked it: of such a row it locks every version.
+                select v.number into v_slot
                 from pgcoord_private.vacant_slot as v
                 where v.pool = v_pool.pool and v.number > v_slot
                 order by v.number
                 limit 1
-                for key share of v skip locked;
+                for share of v skip locked;
                 exit when not found;
                 delete from pgcoord.free_slot where pool = v_pool.pool and number = v_slot;
                 loop
@@ -299,7 +301,7 @@ begin
     if v_found = '{}' then
         return;
     end if;
-    perform 1 from pgcoord_private.vacant_slot as v where v.pool = any (v_pools) limit 1 for key share of v skip locked;
+    perform 1 from pgcoord_private.vacant_slot as v where v.pool = any (v_pools) limit 1 for share of v skip locked;    -- as a claim does
     if not found then
         v_found := array(select distinct 'slot ' || v.number from pgcoord_private.vacant_slot as v where v.pool = any (v_pools));
     end if;

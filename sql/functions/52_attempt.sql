@@ -202,7 +202,7 @@ begin
     return true;
 end $$;
 comment on function pgcoord.give_up_attempt(bigint, text, text) is
-    'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused); returns whether it was still open.';
+    'Give up an attempt that has no process, for the owner and coordinators: as failed (could not start), lost (vanished) or returned (unused). Returns whether it was still open.';
 
 -- End an attempt of another host whose lease has expired, as lost; a requested end takes precedence. Whether its process is
 -- gone is unknown: it stays recorded as alive, and the next coordinator on that host ends it.
@@ -217,7 +217,7 @@ begin
     if not exists (
         select from pgcoord.elsewhere where attempt_id = p_attempt_id and left_alone_until <= clock_timestamp()
     ) then
-        return;    -- heard of again, or ended
+        return;    -- the host has renewed its lease, or the attempt has ended
     end if;
     if v_attempt.ending is null then
         update pgcoord.attempt
@@ -322,7 +322,7 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('attempt %s of phase %s has not ended: its process cannot be gone', new.number, new.queue_id),
-            hint = 'pgcoord.give_up_attempt(id, outcome, error) ends an attempt that has no process.';
+            hint = format('pgcoord.give_up_attempt(%s, outcome, error) ends an attempt that has no process.', new.id);
     elsif v_asks and new.ending not in ('failed', 'timed_out', 'lost', 'cancelled') then
         raise exception using
             errcode = 'PC005',
@@ -366,7 +366,7 @@ begin
             errcode = 'PC002',
             message = format('attempt %s of phase %s cannot end alone: the phase is %s and holds slot %s',
                 new.number, new.queue_id, v_phase.status, v_phase.slot),
-            hint = 'pgcoord.give_up_attempt(id, outcome, error) ends both; complete_phase, fail_phase and cancel_phase do, too.';
+            hint = format('pgcoord.give_up_attempt(%s, outcome, error) ends both; complete_phase, fail_phase and cancel_phase do, too.', new.id);
     end if;
     return null;
 end $$;

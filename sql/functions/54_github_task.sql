@@ -1,7 +1,7 @@
 -- GitHub tasks (errands): comments to write and duplicates to search for, executed one by one, and retried when GitHub
 -- refuses.
 
--- Queue an errand: a comment on the issue of a phase that has ended, or was queued again.
+-- Queue a GitHub task: a comment on the issue of a phase that has ended, or was queued again.
 create or replace function pgcoord_private.leave_errand(p_queue_id text, p_status text, p_attempt integer) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -25,7 +25,7 @@ where not exists (
     );
 comment on view pgcoord_private.next_errand is 'What is to be done next on GitHub for each issue.';
 
--- Begin the oldest due errand of this repository; the number of tries is committed before the request to GitHub. If none is
+-- Begin the oldest due task of this repository; the number of tries is committed before the request to GitHub. If none is
 -- due, id is null, and due_in has the seconds until one is.
 create or replace function pgcoord_private.begin_errand(
     p_repository text, out id bigint, out queue_id text, out kind text, out key uuid, out issue_key uuid, out number integer,
@@ -78,7 +78,7 @@ begin atomic
     where e.id = p_errand_id;
 end;
 
--- Record that an errand is done (p_done: the steps) or given up (p_error: the reason).
+-- Record that a task is done (p_done: the steps) or given up (p_error: the reason).
 create or replace function pgcoord_private.finish_errand(p_errand_id bigint, p_done text, p_error text default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
@@ -96,7 +96,7 @@ begin
     end if;
 end $$;
 
--- For the coordinator: retry an errand after p_wait, doubled with each try.
+-- For the coordinator: retry a task after p_wait, doubled with each try.
 create or replace function pgcoord_private.postpone_errand(p_errand_id bigint, p_wait interval, p_error text) returns void
 language sql
 begin atomic

@@ -112,7 +112,7 @@ begin
     then
         raise exception using
             errcode = 'PC008',
-            message = format('next_at, error, declared and who made schedule %s are not given by hand', old.name),
+            message = format('next_at, error, declared and created_by of schedule %s are not given by hand', old.name),
             hint = 'Change cron and timezone: when it is due follows from them.';
     elsif old.declared and new.declared and (new.name, new.cron, new.timezone, new.feature, new.overlap, new.missed)
         is distinct from (old.name, old.cron, old.timezone, old.feature, old.overlap, old.missed)
@@ -211,7 +211,7 @@ begin
         raise exception using
             errcode = 'PC002',
             message = format('there is a schedule %s already', p_name),
-            hint = 'Choose another name, or change that one: pgcoord.change_schedule(name, changes), ''pgcoord schedule change''.';
+            hint = format('Choose another name, or change that one: pgcoord.change_schedule(%L, changes).', p_name);
     end if;
     return v_schedule;
 end $$;
@@ -247,7 +247,7 @@ begin
     if jsonb_typeof(p_changes) is distinct from 'object' then
         raise exception using
             errcode = 'PC005',
-            message = format('the changes of schedule %s are no JSON object', p_name),
+            message = format('the changes of schedule %s are not a JSON object', p_name),
             hint = 'Such as {"cron": "0 4 * * *"}.';
     end if;
     select string_agg(key, ', ' order by key) into v_unknown from jsonb_object_keys(p_changes) as key
@@ -432,7 +432,7 @@ begin
     if v_run.outcome = 'failed' then
         raise exception using
             errcode = 'PC002', message = format('schedule %s could not queue its feature: %s', p_name, v_run.reason),
-            hint = 'pgcoord.change_schedule(name, changes) gives it another.';
+            hint = format('pgcoord.change_schedule(%L, changes) gives it another.', p_name);
     end if;
     return v_run.feature_id;
 end $$;

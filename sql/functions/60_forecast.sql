@@ -39,7 +39,7 @@ set jit = off as $$
         from chosen as c
             join public.phase_queue as p using (queue_id)
     ),
-    length as materialized (    -- of phases that nothing tells apart, once
+    length as materialized (    -- once for phases that cannot be distinguished
         select d.workflow, d.estimate, u.runs, l.low, l.median, l.high, pgcoord_private.average_exceeds(u.low, u.high) as average_exceeds
         from (select distinct e.workflow, e.estimate from estimated as e where not e.beyond) as d
             left join usual as u on u.workflow = d.workflow
@@ -147,16 +147,16 @@ declare
     v_critical boolean[];
     v_count integer;
     v_free integer[];    -- slots, by pool
-    v_heap integer[];    -- who is in line: a heap for each pool, from v_base on
+    v_heap integer[];    -- the phases in line: a heap for each pool, from v_base on
     v_base integer[];
     v_size integer[];
-    v_times double precision[] := '{}';    -- what is to happen, a heap by time: the end of a phase, or, negative, a retry time
+    v_times double precision[] := '{}';    -- future events, a heap by time: the end of a phase, or, negative, a retry time
     v_what integer[] := '{}';
     v_events integer := 0;
     v_now double precision := 0;
-    v_last integer;    -- the phase whose end is looked at
+    v_last integer;    -- the phase that ends now
     v_enters integer[];    -- phases that get into line
-    v_length double precision;    -- of a phase of which nothing tells
+    v_length double precision;    -- of a phase about whose length nothing is known
     v_time double precision;
     v_edge integer;
     v_at integer := 1;

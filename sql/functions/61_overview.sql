@@ -1,7 +1,7 @@
 -- Queries of the panel, the API and monitors that each read a whole page. Read only.
 
 -- Phases as JSON objects, each as pgcoord.queue has it, in the order they are named.
--- The reasons are read feature by feature: asked for one by one, those of 500 phases would take a second.
+-- The reasons are read feature by feature: phase by phase, those of 500 phases would take a second.
 create or replace function pgcoord_private.phase_objects(p_queue_ids text[]) returns setof jsonb
 language sql stable
 begin atomic

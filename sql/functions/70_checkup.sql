@@ -6,7 +6,10 @@
 -- The definitions that upgrades write. The search path is fixed, for the server qualifies names by it.
 create or replace function pgcoord_private.definitions() returns table (name text, digest text)
 language sql stable
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp
+-- What a definition looks like depends on these: a constant is shown in the session's time zone, say.
+set timezone = 'UTC' set datestyle = 'ISO, MDY' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex'
+set quote_all_identifiers = off set standard_conforming_strings = on as $$
     select 'function ' || p.oid::regprocedure, md5(pg_get_functiondef(p.oid))
     from pg_proc as p
     where p.pronamespace in ('pgcoord'::regnamespace, 'pgcoord_private'::regnamespace) and p.prokind = 'f'
@@ -58,7 +61,7 @@ $$;
 create or replace function pgcoord_private.checkup_rights() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
-    with door (ordinal, may, allowed) as (
+    with permission (ordinal, may, allowed) as (
         values
             (1, 'watch', has_table_privilege('pgcoord.board', 'select') and has_table_privilege('pgcoord.event', 'select')),
             (2, 'bring work in', has_any_column_privilege('public.planned_features', 'insert')
@@ -78,7 +81,7 @@ set search_path = pg_catalog, pg_temp as $$
             case when open.to_all then '; anybody may create in the schema public' end),
         case when not bool_or(allowed) then 'grant it pgcoord_reader, pgcoord_client or pgcoord_coordinator'
             when open.to_all then 'revoke create on schema public from public: what is created there may pass for something else' end
-    from door,
+    from permission,
         (
             select exists (
                 select from pg_namespace as n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) as a
@@ -146,7 +149,7 @@ set search_path = pg_catalog, pg_temp as $$
             else 'no phase waits for a slot'
         end,
         case when line.stuck then 'end what locks it (see transactions); else restart the coordinator, and keep its log'
-            when refused.n > 0 then 'it is tried again by itself: look at its data, and at triggers of yours on phase_queue' end
+            when refused.n > 0 then 'the coordinator tries again by itself: look at the data of the phase, and at triggers of yours on phase_queue' end
     from (
         select count(*) as n, max(clock_timestamp() - p.eligible_at) as longest,
             coalesce(bool_or(greatest(p.eligible_at, p.updated_at, l.lead_at) < clock_timestamp() - interval '10 s'
@@ -414,12 +417,12 @@ set search_path = pg_catalog, pg_temp as $$
     select 'issues', case when c.issues_held_since is not null or failing > 0 then 'warn' else 'ok' end,
         case when c.issues_held_since is not null then format('GitHub makes no issues for %s: %s',
                 pgcoord_private.in_words(clock_timestamp() - c.issues_held_since), c.issues_held_reason)
-            when failing > 0 then format('%s not be told that its phase ended: %s',
-                pgcoord_private.counted(failing, 'issue could', 'issues could'), pgcoord_private.some_of(names))
+            when failing > 0 then format('%s the comment that its phase ended: %s',
+                pgcoord_private.counted(failing, 'issue lacks', 'issues lack'), pgcoord_private.some_of(names))
             else 'nothing that concerns GitHub is late'
         end,
-        case when c.issues_held_since is not null then 'phases that have no issue yet wait; it is asked again by itself'
-            when failing > 0 then 'select * from pgcoord.errand: it is tried again, each time after twice as long' end
+        case when c.issues_held_since is not null then 'phases that have no issue yet wait; the coordinator tries again by itself'
+            when failing > 0 then 'select * from pgcoord.errand shows the error; each try waits twice as long as the one before' end
     from pgcoord.control as c
         cross join (
             select count(*) as failing, array_agg(format('%s (%s)', queue_id, error) order by id) as names

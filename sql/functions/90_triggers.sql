@@ -37,7 +37,7 @@ create or replace trigger phase_queue_edit_logs after update of phase_data, depe
     )
     execute function pgcoord_private.log_edited_phase();
 
--- Log that a phase was approved. (Of these columns alone: it is not looked at with every move.)
+-- Log that a phase was approved. (Of these columns alone, so that other moves do not call it.)
 create or replace trigger phase_queue_gate_logs after update of gated, phase_data on public.phase_queue
     for each row when (old.gated and not new.gated) execute function pgcoord_private.log_gate();
 

@@ -13,9 +13,9 @@ create table pgcoord_v1.migration (
     last_event bigint
 );
 comment on table pgcoord_v1.migration is 'One row: when and how this database was migrated.';
-comment on column pgcoord_v1.migration.at is 'When.';
+comment on column pgcoord_v1.migration.at is 'The time of the migration.';
 comment on column pgcoord_v1.migration.source is 'The SQLite file that was read; null when the tables were in this database.';
-comment on column pgcoord_v1.migration.time_zone is 'What times without a zone were read in.';
+comment on column pgcoord_v1.migration.time_zone is 'The time zone for times without one.';
 comment on column pgcoord_v1.migration.adopts is 'Whether running phases were adopted where possible, rather than failed.';
 comment on column pgcoord_v1.migration.was_ours is 'Whether the database had the schema of pgcoord already, with nothing in it.';
 comment on column pgcoord_v1.migration.last_event is 'The last event of the migration itself.';
@@ -26,8 +26,8 @@ create table pgcoord_v1.old_relation (
     came_from text
 );
 comment on table pgcoord_v1.old_relation is 'The tables and sequences that were moved here, and from which schema; null for what was read from SQLite.';
-comment on column pgcoord_v1.old_relation.name is 'Its name.';
-comment on column pgcoord_v1.old_relation.kind is 'table or sequence.';
+comment on column pgcoord_v1.old_relation.name is 'Name of the table or sequence.';
+comment on column pgcoord_v1.old_relation.kind is 'Either table or sequence.';
 comment on column pgcoord_v1.old_relation.came_from is 'The schema it was in, and goes back to.';
 
 create table pgcoord_v1.decision (
@@ -36,8 +36,8 @@ create table pgcoord_v1.decision (
     name text,
     words text not null
 );
-comment on table pgcoord_v1.decision is 'What was not carried over just as it was, a row each, and why.';
+comment on table pgcoord_v1.decision is 'The rows that were changed or left out by the migration, and why.';
 comment on column pgcoord_v1.decision.id is 'Order of reading.';
-comment on column pgcoord_v1.decision.kind is 'What it is about.';
+comment on column pgcoord_v1.decision.kind is 'Subject of the decision: feature, phase, dependency …';
 comment on column pgcoord_v1.decision.name is 'The row: a queue_id, or the number of a feature.';
-comment on column pgcoord_v1.decision.words is 'What was found, and what became of it.';
+comment on column pgcoord_v1.decision.words is 'The content that was found, and its treatment.';

@@ -7,30 +7,41 @@ stuck). The rules are those of docs/reliability.md.
 import re
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 from support import mixed_load
 
 from chaos.faults import MOST_SLOTS, Faults
-from chaos.site import PEOPLE, Site
+from chaos.site import LONG, PEOPLE, Site, without_interrupts
 
 Row = dict[str, Any]
 
-# Seconds that a phase may be eligible beside a free slot; that it may run or have no process while
-# it holds a slot; that it may wait for one (phases run for six, twice); that a process may be left
-# whose attempt is over.
-PATIENCE_CLAIM = 30
-PATIENCE_PROCESS = 60
-PATIENCE_SLOT = 300
-PATIENCE_LEFT = 30
+# A phase, what it does, and for how many seconds it may.
+Busy = tuple[str, str, int]
+
+# Seconds that a phase may be eligible beside a free slot while no other is claimed; that it may run
+# or have no process while it holds a slot; that it may wait for one while no other gets one (phases
+# run for six); that a process may be left whose attempt is over.
+PATIENCE_CLAIM = 120
+PATIENCE_PROCESS = 240
+PATIENCE_SLOT = 480
+PATIENCE_LEFT = 120
+
+# Seconds until all is at rest.
+PATIENCE_REST = 1800
 
 # Seconds until a coordinator leads after the calm (starting is slow beside other work).
-PATIENCE_LEAD = 120
+PATIENCE_LEAD = 480
 
 # SQLSTATEs of errors in the server's log that the faults themselves make: shutdown and crash,
-# cancelled and terminated statements, locks that were not had in time, a read-only session.
-_EXPECTED = re.compile(r"^(PC\d{3}|57\w{3}|55P03|08\w{3}|53300|00000)$")
+# cancelled and terminated statements, locks that were not had in time, too many connections. F0001:
+# a server does not start while backends of one whose postmaster was killed are busy.
+_EXPECTED = re.compile(r"^(PC\d{3}|57\w{3}|55P03|08\w{3}|53300|00000|F0001)$")
+
+# What those do that wait for a slot.
+_IN_LINE = ("is eligible beside a free slot", "waits for a slot")
 
 _LOGGED = re.compile(r"^\S+ \S+ \S+ \[\d+\] (\w{5}) (.*?): (ERROR|FATAL|PANIC): +(.*)$", re.M)
 
@@ -43,6 +54,7 @@ class Judge:
         self.faults = faults
         self.wrong: list[str] = []
         self._since: dict[tuple[str, str], float] = {}
+        self.newest = self._newest = 0  # the id of the latest attempt
 
     def look(self) -> None:
         """Judge the moment, if the server answers: slots, and that no phase runs twice at once."""
@@ -84,6 +96,7 @@ class Judge:
                 self.wrong.append(f"no coordinator leads {PATIENCE_LEAD} s after the calm")
                 return False
             time.sleep(0.5)
+        deadline = time.monotonic() + PATIENCE_REST
         while True:
             try:
                 busy = self._busy(spared)
@@ -92,16 +105,32 @@ class Judge:
             if not busy:
                 return True
             now = time.monotonic()
-            current = {(name, what) for name, what, _ in busy}
-            self._since = {key: since for key, since in self._since.items() if key in current}
-            for name, what, patience in busy:
-                if now - self._since.setdefault((name, what), now) > patience:
-                    self.wrong.append(
-                        f"{name} {what} for {patience} s"
-                        f"{' beside a locked feature' if spared else ''}: {self._why(name)}"
-                    )
-                    return False
+            stuck = self.overdue(busy, now)
+            if now > deadline and not stuck:
+                name, what, _ = busy[0]
+                stuck = (name, what, PATIENCE_REST)
+            if stuck:
+                name, what, patience = stuck
+                self.wrong.append(
+                    f"{name} {what} for {patience} s"
+                    f"{' beside a locked feature' if spared else ''}: {self._why(name)}"
+                )
+                return False
             time.sleep(0.5)
+
+    def overdue(self, busy: Sequence[Busy], now: float) -> Busy | None:
+        """Return the first of what is busy *now*, in seconds, that was so for too long already."""
+        current = {(name, what) for name, what, _ in busy}
+        if (
+            self._newest != self.newest
+        ):  # the line has moved: the wait of each phase in it begins anew
+            self._newest = self.newest
+            current = {(name, what) for name, what in current if what not in _IN_LINE}
+        self._since = {key: since for key, since in self._since.items() if key in current}
+        for name, what, patience in busy:
+            if now - self._since.setdefault((name, what), now) > patience:
+                return name, what, patience
+        return None
 
     def _is_led(self) -> bool:
         try:
@@ -109,8 +138,8 @@ class Judge:
         except psycopg.Error:
             return False
 
-    def _busy(self, spared: int | None) -> list[tuple[str, str, int]]:
-        """What is not at rest: the phase, what it does, and for how long it may."""
+    def _busy(self, spared: int | None) -> list[Busy]:
+        """What is not at rest."""
         processes = self.site.processes()
         with self.site.session() as conn:
             phases = conn.execute(
@@ -127,8 +156,10 @@ class Judge:
             over = conn.execute(
                 "select adw_id, queue_id from pgcoord.attempt where exited_at is not null"
             ).fetchall()
+            newest = conn.execute("select max(id) as id from pgcoord.attempt").fetchone()
+        self.newest = (newest and newest["id"]) or 0
         names = {row["adw_id"]: row["queue_id"] for row in over}
-        found = []
+        found: list[Busy] = []
         for phase in phases:
             name = phase["queue_id"]
             if phase["feature_id"] == spared or phase["external"]:
@@ -136,9 +167,9 @@ class Judge:
             if phase["status"] == "queued":
                 # What waits for others moves with them, or never (they were deleted).
                 if phase["eligible_at"] and free and not phase["held"]:
-                    found.append((name, "is eligible beside a free slot", PATIENCE_CLAIM))
+                    found.append((name, _IN_LINE[0], PATIENCE_CLAIM))
                 elif phase["eligible_at"] and not spared:
-                    found.append((name, "waits for a slot", PATIENCE_SLOT))
+                    found.append((name, _IN_LINE[1], PATIENCE_SLOT))
             elif phase["adw_id"] in processes:
                 found.append((name, f"runs as {phase['adw_id']}", PATIENCE_PROCESS))
             else:
@@ -160,8 +191,9 @@ class Judge:
 
     def judge_history(self) -> None:
         """Judge what the storm has left, when all is at rest."""
-        with self.site.session() as conn:
-            conn.execute("set statement_timeout = '60s'")
+        with self.site.session(LONG) as conn, conn.transaction():
+            # Of one moment, should something still move: then that is not at rest, but not wrong.
+            conn.execute("set transaction isolation level repeatable read")
             self.wrong += mixed_load.faults(conn)
             attempts = {
                 row["adw_id"]: row
@@ -220,7 +252,7 @@ class Judge:
             if status > 128 or name in self.faults.killed:
                 # Ended by a signal: what it had said by then is not asked.
                 signalled = attempt["ending"] or name in self.faults.killed
-                reported = attempt["ended_at"] < attempt["exited_at"]
+                reported = attempt["ended_at"] and attempt["ended_at"] < attempt["exited_at"]
                 if not (signalled or reported):
                     self.wrong.append(f"{name} exited with {status}, and nobody signalled it")
             elif said != status:
@@ -238,7 +270,7 @@ class Judge:
             self.site.note_end(seat)
         self.wrong += self.site.gave_up
         for log in sorted(self.site.logs.iterdir()):
-            text = log.read_text(errors="replace")
+            text = without_interrupts(log.read_text(errors="replace"))
             for found in re.finditer(r"^.*Traceback", text, re.M):
                 lines = text[found.start() :].splitlines()
                 raised = next((line for line in lines[1:] if line[:1] not in (" ", "")), "")

@@ -1,7 +1,7 @@
 """Where a storm rages: a Postgres of its own, some coordinators, and phases that leave marks.
 
 Everything lies in one folder. `marks` holds a line for each start and each end of a phase's
-process, which the process itself appends; each coordinator has a log a life.
+process, which the process itself appends; each life of a coordinator has its own log.
 """
 
 import itertools
@@ -14,9 +14,11 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -72,10 +74,20 @@ ODD_ENVIRONMENTS: tuple[dict[str, str], ...] = (
     {"PGOPTIONS": "-c search_path=nowhere -c standard_conforming_strings=off"},
 )
 
-# How a coordinator ends that is stopped: by SIGTERM, by SIGINT, at once, killed.
-_TOLD = (0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
+# Exit statuses of a coordinator that was stopped: by SIGTERM, by SIGINT, at once, killed.
+_STOPPED = (0, 130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
 
 _SIZE_OF_LOG_DISK = "24m"
+
+# Seconds that what has to succeed may take, on a slow machine as well.
+LONG = 300
+
+# A traceback of SIGINT; and a frame in it of pgcoord's own, other than an import: without one,
+# Python was interrupted before pgcoord's first line, or after its last.
+_INTERRUPTED = re.compile(r"^Traceback .*\n(?:  .*\n)*KeyboardInterrupt:? ?$", re.M)
+_OUR_FRAME = re.compile(
+    rf'^  File "{re.escape(str(Path(schema.__file__).parents[1]))}/.*, in (?!<module>$)', re.M
+)
 
 
 @dataclass
@@ -86,6 +98,7 @@ class Seat:
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
     is_stopped: bool = False
+    is_told: bool = False  # to end
 
     @property
     def is_up(self) -> bool:
@@ -106,6 +119,9 @@ class Seat:
             self.is_stopped = (self.is_stopped or number == signal.SIGSTOP) and (
                 number != signal.SIGCONT
             )
+            # It ignores SIGINT where we do, as what a shell starts in the background does.
+            is_heard = signal.getsignal(number) != signal.SIG_IGN
+            self.is_told |= number in (signal.SIGTERM, signal.SIGINT) and is_heard
 
 
 class Site:
@@ -178,7 +194,7 @@ class Site:
             return
         self.note_end(seat)
         seat.log = self.logs / f"coordinator-{seat.number}-{next(self._lives)}"
-        seat.is_stopped = False
+        seat.is_stopped = seat.is_told = False
         with seat.log.open("wb") as log:
             seat.process = subprocess.Popen(
                 [sys.executable, "-m", "pgcoord", "serve", *(["--drain"] if drains else [])],
@@ -195,21 +211,38 @@ class Site:
                 stderr=log,
             )
 
+    def start_server(self) -> None:
+        """Start the server, unless it is up; a coordinator that is just starting it is awaited.
+
+        If that takes long, the frozen ones go on: one of them may have begun to start it.
+        """
+        with ThreadPoolExecutor() as thread:
+            started = thread.submit(self.postgres.start)
+            if wait([started], 5).not_done:
+                for seat in self.seats:
+                    seat.send(signal.SIGCONT)
+            started.result()
+
     def note_end(self, seat: Seat) -> None:
         """Record the unexpected end of a coordinator, which should have continued."""
-        if seat.process and seat.log and seat.process.poll() not in (None, *_TOLD):
-            self.gave_up.append(f"{seat.log.name} ended with status {seat.process.returncode}")
+        if seat.process and seat.log and seat.process.poll() not in (None, *_STOPPED):
+            said = seat.log.read_text(errors="replace")
+            interrupted = seat.is_told and said != without_interrupts(said)
+            if not (interrupted and seat.process.returncode == 1):
+                self.gave_up.append(f"{seat.log.name} ended with status {seat.process.returncode}")
 
     @contextmanager
-    def session(self, **settings: str) -> Iterator[Connection]:
-        """A session of somebody's, who waits for nothing longer than two seconds."""
+    def session(
+        self, patience: int = 2, settings: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[Connection]:
+        """A session of a person, in which no statement waits longer than *patience*, in seconds."""
         with psycopg.connect(
             self.postgres.dsn,
             autocommit=True,
             row_factory=dict_row,
             application_name=PEOPLE,
-            connect_timeout=2,
-            options="-c statement_timeout=2s -c lock_timeout=1s",
+            connect_timeout=patience,
+            options=f"-c statement_timeout={patience}s -c lock_timeout={patience * 500}ms",
         ) as conn:
             for name, value in settings.items():
                 conn.execute("select set_config(%s, %s, false)", [name, value])
@@ -241,3 +274,8 @@ class Site:
                     if name:
                         found[name[1].decode()].append(int(process.name))
         return found
+
+
+def without_interrupts(log: str) -> str:
+    """Return the log of a coordinator without tracebacks of SIGINT that Python itself was given."""
+    return _INTERRUPTED.sub(lambda found: found[0] if _OUR_FRAME.search(found[0]) else "", log)

@@ -23,7 +23,7 @@ import psycopg
 
 from chaos.faults import Faults
 from chaos.judge import Judge
-from chaos.site import PEOPLE, Site
+from chaos.site import LONG, PEOPLE, Site
 
 # Seconds between two faults, at most.
 _PACE = 0.35
@@ -59,7 +59,7 @@ def rage(folder: Path, seed: int, faults: int, coordinators: int = 3) -> Outcome
             _come_to_rest(storm, judge, note)
             for each in judge.wrong:
                 note(f"WRONG {each}")
-        with site.session() as conn:
+        with site.session(LONG) as conn:
             row = conn.execute("select count(*) as n from pgcoord.attempt").fetchone()
             outcome.attempts = row["n"] if row else 0
     finally:
@@ -87,8 +87,7 @@ def _come_to_rest(storm: Faults, judge: Judge, note: Callable[[str], None]) -> N
     """Calm the storm; meanwhile somebody locks a feature, which must hold up nobody else."""
     site = storm.site
     storm.calm()
-    with site.session() as conn:
-        conn.execute("set statement_timeout = '60s'")
+    with site.session(LONG) as conn:
         conn.execute("select pgcoord.resume()")
         conn.execute("select pgcoord.set_slots(3)")
         conn.execute("select pgcoord.resume(id) from planned_features where paused_at is not null")
@@ -122,6 +121,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="for what is kept; else a temporary one")
     wanted = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have it ignore
     folder = wanted.folder or Path(tempfile.mkdtemp(prefix="pgcoord-chaos-"))
     begin, total, violations = time.monotonic(), Outcome(wanted.seed), 0
     storms = 0

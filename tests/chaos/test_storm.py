@@ -8,7 +8,7 @@ from chaos.storm import rage
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_a_short_storm_breaks_no_promise(tmp_path: Path) -> None:
     outcome = rage(tmp_path / "storm", seed=1, faults=60)
     assert outcome.wrong == []

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.agents import PACKAGES, program, settings
+from support.agents import FEW_TRIES, PACKAGES, program, settings
 from support.fake_model import FakeModel, fake_model
 
 from pgcoord import judge
@@ -60,13 +60,14 @@ def run(
             "PGCOORD_PROMPT_FILE": str(place / "prompt.md"),
             "PGCOORD_RESULT_FILE": str(place / "result.json"),
             **variables,
+            **FEW_TRIES.get(agent, {}),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
         check=False,
-        timeout=500,
+        timeout=1800,
     )
     result = place / "result.json"
     found = json.loads(result.read_text()) if result.exists() else {}
@@ -90,7 +91,7 @@ def refuse_commands(agent: str, home: Path, arguments: list[str]) -> dict[str, s
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(550)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("agent", PACKAGES)
 def test_an_agent_works_and_reports_its_steps_and_its_costs(
     agent: str, model: FakeModel, tmp_path: Path
@@ -111,7 +112,7 @@ def test_an_agent_works_and_reports_its_steps_and_its_costs(
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(550)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("agent", PACKAGES)
 def test_an_agent_that_was_refused_a_tool_has_failed(
     agent: str, model: FakeModel, tmp_path: Path
@@ -124,7 +125,7 @@ def test_an_agent_that_was_refused_a_tool_has_failed(
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(550)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("agent", PACKAGES)
 def test_an_agent_whose_key_is_refused_has_failed(
     agent: str, model: FakeModel, tmp_path: Path
@@ -135,7 +136,7 @@ def test_an_agent_whose_key_is_refused_has_failed(
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     ("agent", "answer"),
     [

@@ -6,10 +6,10 @@ fails, and SIGKILL of the coordinator in the middle loses and repeats nothing.
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
+from support import git
 from support.agents import program, settings
 from support.coordination import Watch, watching
 from support.desk import Desk, address_of
@@ -93,36 +93,25 @@ WRITE: rest.txt never
 
 
 async def until(watch: Watch, *statuses: str) -> None:
-    """Wait until the phases of the first feature have these statuses; agents take their time."""
-    for _ in range(8):
-        try:
-            await watch.until(
-                lambda rows: [row["status"] for row in rows] == list(statuses),
-                "select status from phase_queue where feature_id = 1 order by phase_number",
-            )
-            return
-        except TimeoutError:
-            pass
-    rows = await watch.all("select queue_id, status, error_message from phase_queue")
-    raise AssertionError(json.dumps(rows, indent=1))
+    """Wait until the phases of the first feature have these statuses."""
+    await watch.until(
+        lambda rows: [row["status"] for row in rows] == list(statuses),
+        "select status from phase_queue where feature_id = 1 order by phase_number",
+    )
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(400)
-async def test_features_by_agents_end_in_one_branch_each(dsn: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(3600)
+async def test_features_by_agents_end_in_one_branch_each(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("support.coordination.PATIENCE", 1200.0)  # five programs, one by one
     programs = [str(program(agent)) for agent in ("claude", "codex")]
     project = tmp_path / "project"
     project.mkdir()
 
-    def git(*words: str) -> str:
-        names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        result = subprocess.run(
-            ["git", *names, *words], cwd=project, capture_output=True, text=True, check=True
-        )
-        return result.stdout.strip()
-
-    git("init", "--quiet", "--initial-branch", "main")
-    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    git(project, "init", "--quiet", "--initial-branch", "main")
+    git(project, "commit", "--quiet", "--allow-empty", "--message", "first")
     with fake_model() as model:
         variables: dict[str, str] = {}
         for agent in ("claude", "codex"):
@@ -167,13 +156,13 @@ async def test_features_by_agents_end_in_one_branch_each(dsn: str, tmp_path: Pat
     assert other[0]["error_message"].endswith("the agent was not allowed to use Bash npm test")
     assert other[1]["status"] == "blocked"
     branch = "pgcoord/feature-1"
-    assert set(git("ls-tree", "--name-only", branch).split()) == {
+    assert set(git(project, "ls-tree", "--name-only", branch).split()) == {
         "schema.txt",
         "api.txt",
         "ui.txt",
         "joined.txt",
         "README.txt",
     }
-    assert git("show", f"{branch}:joined.txt") == "yes"
+    assert git(project, "show", f"{branch}:joined.txt") == "yes"
     assert cost["cost_usd"] > 0
     assert cost["tokens_in"] >= 2000 * 5

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from support import PATIENCE
 from support.database import Connection, add_feature
 
 from pgcoord.bench import resources
@@ -78,14 +79,13 @@ def all_rows(conn: Connection) -> list[list[dict[str, Any]]]:
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(300)
 def test_bench_measures_beside_the_users_tables_and_leaves_nothing(
     dsn: str, conn: Connection, tmp_path: Path
 ) -> None:
     add_feature(conn, {1: [], 2: [1]})
     before = all_rows(conn)
     process = started(dsn, tmp_path, "--quick", "--json", "--check")
-    out, said = process.communicate(timeout=280)
+    out, said = process.communicate()
     assert out, said
 
     report = json.loads(out)
@@ -156,7 +156,7 @@ def test_bench_that_is_interrupted_drops_its_databases_and_ends_its_processes(
             break
     assert scratch_databases(conn, process.pid)
     process.send_signal(sent)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     assert scratch_databases(conn, process.pid) == []
     assert processes_with(str(tmp_path)) == []
@@ -170,7 +170,7 @@ def test_bench_names_the_right_that_it_needs(server: str, conn: Connection, tmp_
         process = started(
             make_conninfo(server, user=role, password="of-no-use"), tmp_path, "--quick"
         )
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
     finally:
         conn.execute(f"drop role {role}")
     assert process.returncode == 6
@@ -181,7 +181,7 @@ def test_bench_names_the_right_that_it_needs(server: str, conn: Connection, tmp_
 
 @contextmanager
 def busy(dsn: str, statement: str) -> Iterator[None]:
-    """Somebody with the coordinator's name who runs a statement again and again."""
+    """A session with the coordinator's name that runs a statement again and again."""
     enough = threading.Event()
 
     def ask() -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support import PATIENCE
+from support import PATIENCE, git
 from support.database import Connection, add_feature
 from support.desk import CONFIGURATION, Desk, address_of, until
+from support.disk import small_disk
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from support.pooler import Pooler, Proxy
 
@@ -204,10 +205,8 @@ def test_a_worktree_needs_a_repository_with_a_commit(desk: Desk) -> None:
     desk.write("pgcoord.toml", work)
     assert levels(desk)[1]["worktrees"] == "fail"
     assert "workflow work: " in desk.call("doctor").stdout
-    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    subprocess.run(["git", "init", "--quiet", desk.folder], check=True)
-    commit = ["git", *names, "commit", "--quiet", "--allow-empty", "--message", "first"]
-    subprocess.run(commit, cwd=desk.folder, check=True)
+    git(desk.folder, "init", "--quiet")
+    git(desk.folder, "commit", "--quiet", "--allow-empty", "--message", "first")
     assert levels(desk)[1]["worktrees"] == "ok"
     desk.write("pgcoord.toml", f'{work}base = "nowhere"\n')
     assert levels(desk)[1]["worktrees"] == "fail"
@@ -277,6 +276,15 @@ def test_the_disk_is_that_of_the_last_coordinator_of_this_machine(
     assert f"free for logs in {desk.folder}/.pgcoord/runs" in desk.call("doctor").stdout
     conn.execute("update pgcoord.coordinator set host = %s", [socket.gethostname()])
     assert "free for logs in /runs" in desk.call("doctor").stdout
+
+
+def test_the_disk_of_a_shared_folder_is_looked_at_as_well(desk: Desk, conn: Connection) -> None:
+    with small_disk(desk.folder / "shared") as shared:
+        pool = '[pool.far]\nlauncher = "slurm"\nslots = 2\nfolder = "shared/runs"\n'
+        desk.write("pgcoord.toml", CONFIGURATION + pool)
+        said = desk.call("doctor").stdout
+    assert re.search(rf"✗ fail  disk           0 MB free for logs in {shared}/runs", said), said
+    assert re.search(r"✓ ok    disk  .* free for logs in ", said)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import PATIENCE
+from support import PATIENCE, wait_until
 from support.database import kill_server, upgrade
 from support.desk import Desk
 
@@ -108,12 +107,6 @@ def leave_lock_files_of(pid: int, embedded: EmbeddedPostgres) -> None:
         file.write_text(f"{pid}\n{rest}")
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-
-
 def call(state: Path, code: str = START, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, str(state)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
@@ -173,7 +166,7 @@ def test_the_server_works_in_a_folder_of_any_name(make: Make, short: Path, name:
 
 def test_of_concurrent_starters_one_starts_the_server(embedded: EmbeddedPostgres) -> None:
     callers = [call(embedded.state) for _ in range(4)]
-    said = sorted(each.communicate(timeout=60)[0].strip() for each in callers)
+    said = sorted(each.communicate(timeout=PATIENCE)[0].strip() for each in callers)
     assert said == ["False", "False", "False", "True"]
     assert ask(embedded, "select 1") == 1
 
@@ -360,6 +353,20 @@ def test_the_server_starts_when_a_stranger_has_its_former_pid(
     assert stranger.poll() is None
 
 
+def test_a_lock_file_may_vanish_while_it_is_looked_at(
+    stopped: EmbeddedPostgres, stranger: subprocess.Popen[bytes]
+) -> None:
+    class Vanishing(EmbeddedPostgres):
+        def _is_ours(self, pid: int) -> bool:
+            (self.server.data / "postmaster.pid").unlink(missing_ok=True)  # its server ends now
+            return super()._is_ours(pid)
+
+    stopped.start()
+    kill_server(stopped)
+    leave_lock_files_of(stranger.pid, stopped)
+    assert Vanishing(stopped.state).start()
+
+
 @needs_proc
 @pytest.mark.scale
 def test_the_server_starts_when_another_server_has_its_former_pid(
@@ -470,6 +477,50 @@ def test_a_kill_in_the_middle_of_initdb_leaves_no_half_cluster(
     assert not half_made.exists()
 
 
+def test_a_server_that_is_killed_as_it_starts_is_started_again(
+    stopped: EmbeddedPostgres, make: Make, tmp_path: Path
+) -> None:
+    stopped.start()
+    stopped.stop()
+    real, killing = stopped.binaries.directory, tmp_path / "killing"
+    killing.mkdir()
+    for program in ("postgres", "initdb"):
+        (killing / program).symlink_to(real / program)
+    script = killing / "pg_ctl"
+    script.write_text(
+        f"""#!/bin/sh
+        [ "${{*%start}}" = "$*" ] || [ -e {tmp_path}/killed ] || {{
+            touch {tmp_path}/killed
+            {real}/pg_ctl "$@" && kill -9 $(head -1 data/postmaster.pid)
+            exit 1
+        }}
+        exec {real}/pg_ctl "$@"
+        """
+    )
+    script.chmod(0o755)
+    again = make(stopped.state, Binaries(killing, stopped.binaries.version))
+    assert again.start()
+    assert (tmp_path / "killed").exists()
+    assert ask(again, "select 1") == 1
+
+
+def test_a_server_that_recovers_and_is_killed_then_is_started_again(
+    stopped: EmbeddedPostgres,
+) -> None:
+    class Recovering(EmbeddedPostgres):
+        asked = 0
+
+        def running(self) -> bool:
+            self.asked += 1
+            if self.asked == 2:
+                kill_server(self)
+            return self.asked > 2 and super().running()
+
+    stopped.start()
+    assert Recovering(stopped.state).start()
+    assert ask(stopped, "select 1") == 1
+
+
 def test_a_start_whose_caller_was_killed_is_carried_on(stopped: EmbeddedPostgres) -> None:
     caller = call(stopped.state)
     wait_until((stopped.server.data / "postmaster.pid").exists)
@@ -495,7 +546,7 @@ def in_mount(state: Path, mount: str) -> subprocess.CompletedProcess[str]:
     command = ["unshare", "-m", "sh", "-c", script, "sh", str(state), sys.executable, START]
     if subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
         pytest.skip("no mount namespace is allowed here")
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 @root_only

@@ -6,14 +6,13 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPConnection
 
 import psycopg
 import pytest
-from support import PATIENCE
+from support import PATIENCE, wait_until
 from support.database import kill_server
 from support.desk import Desk, Program, address_of, until
 
@@ -38,12 +37,13 @@ def pg_ctl(desk: Desk, *arguments: str) -> None:
     assert done.returncode == 0
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for what nobody notifies of."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def kill_and_spoil(desk: Desk) -> Callable[[], object]:
+    """Kill the server, whose settings keep it from starting; return a call that repairs them."""
+    settings = server_of(desk).server.data / "postgresql.conf"
+    before = settings.read_text()
+    settings.write_text(before + "\nno_such_setting = 1\n")
+    kill_server(server_of(desk))
+    return lambda: settings.write_text(before)
 
 
 def ready(program: Program) -> tuple[int, str]:
@@ -100,7 +100,7 @@ def test_a_process_that_ends_while_the_server_is_gone_is_recorded(bare_desk: Des
         kill_server(server_of(desk))
         gate.write_text("")
         serve.until("trying again in")
-        eventually((desk.folder / "said").exists)
+        wait_until((desk.folder / "said").exists)
     serve.until(r"leading \(lead 2\)")
     until(server_of(desk).dsn, "count(*) = 1 from phase_queue where status = 'completed'")
     assert (desk.folder / "said").read_text() == "end\n"
@@ -110,7 +110,7 @@ def test_run_goes_on_after_its_server_was_killed(bare_desk: Desk) -> None:
     desk = bare_desk
     gate = desk.gate()
     run = desk.start("run", desk.plan(f"echo one >> said; cat {gate}", "echo two >> said"))
-    eventually((desk.folder / "said").exists)
+    wait_until((desk.folder / "said").exists)
     kill_postmaster(desk)
     run.until(AGAIN)
     gate.write_text("")
@@ -141,10 +141,7 @@ def test_a_server_that_cannot_start_is_said_everywhere_and_tried_until_it_can(
     desk = bare_desk
     serve = desk.start("serve")
     serve.until("leading")
-    settings = server_of(desk).server.data / "postgresql.conf"
-    before = settings.read_text()
-    settings.write_text(before + "\nno_such_setting = 1\n")
-    kill_server(server_of(desk))
+    repair = kill_and_spoil(desk)
     said = serve.until(r'trying again in .* does not start: .*"no_such_setting".*\n')[0]
     assert f"the server's log is {server_of(desk).server.log}" in said
     status, reason = ready(serve)
@@ -153,7 +150,7 @@ def test_a_server_that_cannot_start_is_said_everywhere_and_tried_until_it_can(
     status, shown = page(serve)
     assert (status, "no_such_setting" in shown) == (503, True), shown
     assert "no_such_setting" in page(serve)[1]
-    settings.write_text(before)
+    repair()
     serve.until(AGAIN)
     serve.until(r"leading \(lead 2\)")
     assert serve.output.count("does not start") == 1
@@ -165,13 +162,10 @@ def test_a_server_that_cannot_start_is_not_tried_after_db_stop(bare_desk: Desk) 
     desk = bare_desk
     serve = desk.start("serve")
     serve.until("leading")
-    settings = server_of(desk).server.data / "postgresql.conf"
-    before = settings.read_text()
-    settings.write_text(before + "\nno_such_setting = 1\n")
-    kill_server(server_of(desk))
+    repair = kill_and_spoil(desk)
     serve.until("does not start")
     assert "was stopped already" in desk.say("db", "stop")
-    settings.write_text(before)
+    repair()
     serve.until("was stopped by 'pgcoord db stop'")
     assert AGAIN not in serve.output
 
@@ -188,6 +182,56 @@ def test_a_server_that_dies_while_it_is_upgraded_is_started_again(bare_desk: Des
         assert upgrade.wait() == 6
     assert "Traceback" not in upgrade.output
     serve.until(AGAIN)
+    serve.until("leading")
+
+
+def test_an_upgrade_is_tried_again_whose_statement_was_cancelled(bare_desk: Desk) -> None:
+    desk = bare_desk
+    assert desk.call("db", "start").returncode == 0
+    with closing(psycopg.connect(server_of(desk).dsn, autocommit=True)) as conn:
+        conn.execute("select pg_advisory_lock(hashtext('pgcoord.upgrade'))")
+        upgrade, serve = desk.start("upgrade"), desk.start("serve")
+        upgrade.until("waits for a lock")
+        serve.until("waits for a lock")
+        conn.execute(
+            "select pg_cancel_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'"
+        )
+        assert upgrade.wait() == 6
+    serve.until("leading")
+    assert "Traceback" not in upgrade.output + serve.output
+
+
+def test_a_server_that_dies_again_and_again_while_it_is_upgraded_is_started_again(
+    bare_desk: Desk,
+) -> None:
+    desk = bare_desk
+    assert desk.call("db", "start").returncode == 0
+    dsn = server_of(desk).dsn
+    with closing(psycopg.connect(dsn, autocommit=True)) as conn:
+        conn.execute("alter system set max_prepared_transactions = 1")
+    pg_ctl(desk, "restart", "-w", "-l", "log", "-o", f"-h '' -k {server_of(desk).server.socket}")
+    with closing(psycopg.connect(dsn, autocommit=True)) as conn:  # a lock that outlives a crash
+        conn.execute("begin")
+        conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
+        conn.execute("prepare transaction 'held'")
+
+    def is_waiting() -> bool:
+        try:
+            with closing(psycopg.connect(dsn, autocommit=True)) as conn:
+                row = conn.execute(
+                    "select from pg_stat_activity where wait_event_type = 'Lock'"
+                ).fetchone()
+        except psycopg.OperationalError:  # not up yet
+            return False
+        return row is not None
+
+    serve = desk.start("serve")
+    for _ in range(4):
+        wait_until(is_waiting)
+        kill_server(server_of(desk))
+    wait_until(is_waiting)
+    with closing(psycopg.connect(dsn, autocommit=True)) as conn:
+        conn.execute("rollback prepared 'held'")
     serve.until("leading")
 
 

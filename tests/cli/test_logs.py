@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
-from support import PATIENCE
+from support import PATIENCE, wait_until
 from support.database import Connection, add_feature, claim
 from support.desk import CONFIGURATION, Desk, Program, until
 
@@ -246,7 +245,7 @@ def test_a_log_that_grows_too_large_keeps_its_beginning_and_its_end(desk: Desk, 
     desk.start("serve").until("leading")
     desk.say("submit", desk.plan(f"seq 20000; cat {gate}; seq 20001 40000; exit 7"))
     follow = desk.start("logs", "-f", "1.1")
-    until_true(lambda: log_of(dsn).exists() and "left out here" in log_of(dsn).read_text())
+    wait_until(lambda: log_of(dsn).exists() and "left out here" in log_of(dsn).read_text())
     gate.write_text("between\n")
     assert follow.wait() == 0
     assert "\n40000\n" in follow.output
@@ -395,7 +394,7 @@ def test_a_run_is_removed_only_without_living_processes(tmp_path: Path) -> None:
 
     ended, spared, named_otherwise = run("1-0123abcd"), run("2-0123abcd"), run("3-x")
     alive = run("4-0123abcd", "sleep 1000")
-    until_true(
+    wait_until(
         lambda: all(each.state() is JobState.ENDED for each in (ended, spared, named_otherwise))
     )
     (tmp_path / "5-0123abcd").mkdir()  # named as a run, and none
@@ -507,14 +506,6 @@ def make_old(folder: Path, *, days: int) -> None:
     then = time.time() - days * 86400
     for each in (*folder.iterdir(), folder) if not folder.is_symlink() else (folder,):
         os.utime(each, (then, then), follow_symlinks=False)
-
-
-def until_true(condition: Callable[[], bool]) -> None:
-    """Wait for what only the file system tells."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_trouble_is_found_behind_lines_of_any_length(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support import PATIENCE
+
 
 def test_the_matrix_says_that_nothing_ran_without_an_engine_and_a_package(tmp_path: Path) -> None:
     result = subprocess.run(
@@ -12,7 +14,7 @@ def test_the_matrix_says_that_nothing_ran_without_an_engine_and_a_package(tmp_pa
         env=os.environ | {"DOCKER_HOST": "tcp://127.0.0.1:1", "PATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert result.returncode == 0
     assert "skipped: PostgreSQL 13 (no Docker engine: " in result.stdout

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 from psycopg.conninfo import make_conninfo
+from support import git
 from support.database import Connection, statuses
 from support.desk import Desk
 
@@ -388,9 +389,8 @@ def test_bash_completes_words(desk: Desk, typed: list[str], completed: list[str]
 
 
 def test_run_names_the_work_that_the_branch_of_the_feature_lacks(desk: Desk) -> None:
-    git = ("git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(desk.folder))
-    subprocess.run([*git, "init", "--quiet"], check=True)
-    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "first"], check=True)
+    git(desk.folder, "init", "--quiet")
+    git(desk.folder, "commit", "--quiet", "--allow-empty", "--message", "first")
     desk.write(
         "pgcoord.toml",
         '[server]\nport = 0\n[workflow.work]\ncommand = ["sh"]\ndirectory = "."\n'

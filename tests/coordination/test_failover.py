@@ -2,7 +2,6 @@
 twice."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import PATIENCE
+from support import PATIENCE, wait_until
 from support.coordination import (
     Gate,
     Watch,
@@ -140,10 +139,7 @@ async def test_the_coordinator_goes_on_within_a_second_of_the_promotion(
 
 
 def until_it_has_noticed(coordinator: Coordinator) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while coordinator.leads.is_set():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not coordinator.leads.is_set())
 
 
 async def test_a_process_of_a_claim_that_a_failover_lost_is_ended_before_the_next_claim(

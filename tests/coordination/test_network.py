@@ -6,25 +6,38 @@ by a cable (a pair of virtual devices) that is pulled out.
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from support.cable import Cable, server_for_both
+from support.cable import Cable
 from support.coordination import coordinator_process, make_coordinator, running, watching
 
+from pgcoord.database import connect
 from pgcoord.database.embedded import EmbeddedPostgres
 
-pytestmark = [pytest.mark.scale, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.scale
+
+# Seconds until a silent network is noticed, on a machine that has nothing else to do.
+NOTICED = 15
+
+# What a loaded machine may add; without settings of ours the kernel takes fifteen minutes.
+SLOWNESS = 60
 
 
-@pytest.fixture
-def remote(cable: Cable, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
-    with server_for_both(tmp_path / "server", cable) as server:
-        yield server
+@pytest.mark.parametrize("settings", [connect._KEEPALIVE, connect._OF_LEAD], ids=["we", "server"])
+def test_the_kernel_is_told_to_notice_a_silent_network_within_fifteen_seconds(
+    settings: Mapping[str, int | str],
+) -> None:
+    idle, interval, count, unanswered = (
+        next(int(value) for name, value in settings.items() if name.endswith(kind))
+        for kind in ("keepalives_idle", "keepalives_interval", "keepalives_count", "user_timeout")
+    )
+    assert idle + interval * count < NOTICED
+    assert unanswered < NOTICED * 1000
 
 
-async def test_a_silent_network_is_noticed_within_fifteen_seconds_on_either_side(
+async def test_a_silent_network_is_noticed_on_either_side(
     cable: Cable, remote: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     dsn = f"host={cable.here} dbname=postgres user=postgres"
@@ -36,10 +49,10 @@ async def test_a_silent_network_is_noticed_within_fifteen_seconds_on_either_side
             cable.pull()
             noticed = asyncio.ensure_future(first.until("trying again in"))
             await noticed
-            assert time.monotonic() - pulled < 15
+            assert time.monotonic() - pulled < NOTICED + SLOWNESS
             await second.leads.wait()
             # The server has given up the leader's session, and the stand-by has asked since.
-            assert time.monotonic() - pulled < 15 + 5
+            assert time.monotonic() - pulled < NOTICED + 5 + SLOWNESS
             await watch.submit("true")
             await watch.until_statuses("completed")
             cable.plug()

@@ -68,10 +68,12 @@ async def test_two_coordinators_and_a_kill_between_start_each_due_time_once(
             await second.until("leading (lead 2)")
             await watch.until_found("select from pgcoord.schedules where last_outcome = 'started'")
             await watch.until_found("select from pgcoord.schedule where next_at > now()")
-    runs = conn.execute("select outcome, reason from pgcoord.schedule_run").fetchall()
-    # Where the minute ends meanwhile, that one is due, too.
-    assert [each["outcome"] for each in runs] in (["started"], ["started"] * 2)
-    assert sum("missed since" in (each["reason"] or "") for each in runs) == 1
+    runs = conn.execute(
+        "select outcome, reason from pgcoord.schedule_run order by due_at"
+    ).fetchall()
+    # Where a minute ends meanwhile, that one is due, too.
+    assert {each["outcome"] for each in runs} == {"started"}
+    assert "missed since" in runs[0]["reason"]
     assert one(conn, "select count(*) as n from planned_features") == {"n": len(runs)}
 
 

@@ -1,4 +1,4 @@
-"""Several coordinators on one database: who leads, who takes over, whose processes are whose."""
+"""Several coordinators on one database: the lead, its takeover, and the owner of each process."""
 
 import asyncio
 import os
@@ -141,7 +141,7 @@ async def test_a_frozen_leader_behind_a_pool_in_session_mode_is_replaced(
     await watch.submit("true")
     # Longer than a machine that is slow for a moment keeps a leader that is not frozen silent.
     soon = """
-connect._OF_LEAD["idle_session_timeout"] = "3s"
+connect._OF_LEAD["idle_session_timeout"] = "10s"
 listener.PING_EVERY = 0.5
 """
     async with coordinator_process(pooler.dsn, tmp_path, step="_launch", setting=soon) as frozen:

@@ -2,13 +2,13 @@
 
 import os
 import pwd
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import git
 from support.coordination import Watch, running
 
 from pgcoord.configuration.reading import read_configuration
@@ -25,14 +25,6 @@ def project(tmp_path: Path) -> Path:
     git(folder, "commit", "--quiet", "--allow-empty", "--message", "first")
     git(folder, "branch", "develop")
     return folder
-
-
-def git(folder: Path, *words: str) -> str:
-    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    result = subprocess.run(
-        ["git", *names, *words], cwd=folder, capture_output=True, text=True, check=True
-    )
-    return result.stdout.strip()
 
 
 def coordinator(dsn: str, project: Path, settings: str = "", more: str = "") -> Coordinator:

@@ -1,12 +1,12 @@
 """The example of an ADW, end to end: each phase its issue, its worktree, its report."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support import git
 from support.coordination import watching
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from support.serving import served
@@ -32,18 +32,11 @@ async def test_adws_work_on_their_issues_and_hand_their_work_on(
     (project / "adws").mkdir(parents=True)
     (project / SCRIPT).write_text((EXAMPLES / SCRIPT).read_text())
 
-    def git(*words: str) -> str:
-        names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        result = subprocess.run(
-            ["git", *names, *words], cwd=project, capture_output=True, text=True, check=True
-        )
-        return result.stdout.strip()
-
-    git("init", "--quiet", "--initial-branch", "main")
-    git("add", "--all")
-    git("commit", "--quiet", "--message", "first")
-    git("config", "user.name", "adw")
-    git("config", "user.email", "adw@example.org")
+    git(project, "init", "--quiet", "--initial-branch", "main")
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "first")
+    git(project, "config", "user.name", "adw")
+    git(project, "config", "user.email", "adw@example.org")
 
     fake, url = github
     example = read_configuration(EXAMPLES / "agents.toml").workflows["adw_sdlc_complete_iso"]
@@ -80,11 +73,13 @@ async def test_adws_work_on_their_issues_and_hand_their_work_on(
         "completed"
     }
     assert fake.issue(failed)["state_reason"] == "not_planned"
-    assert git("ls-tree", "--name-only", branch).split() == [
+    assert git(project, "ls-tree", "--name-only", branch).split() == [
         "adws",
         "four.txt",
         "one.txt",
         "three.txt",
         "two.txt",
     ]
-    assert git("log", "-1", "--format=%s", branch).startswith("Feature #1 - Phase 4: Step 4 (#")
+    assert git(project, "log", "-1", "--format=%s", branch).startswith(
+        "Feature #1 - Phase 4: Step 4 (#"
+    )

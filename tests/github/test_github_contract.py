@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import httpx2
 import pytest
+from support import PATIENCE
 from support.fake_github import REPOSITORY, TOKEN, prism, why_no_prism
 
 from pgcoord.configuration.model import GitHub
@@ -62,5 +63,5 @@ async def test_every_call_keeps_the_description_of_github(repository: Repository
 def test_a_body_that_is_wrong_is_refused(
     mock: str, method: str, path: str, body: dict[str, object]
 ) -> None:
-    answer = httpx2.request(method, f"{mock}/repos/{REPOSITORY}{path}", json=body)
+    answer = httpx2.request(method, f"{mock}/repos/{REPOSITORY}{path}", json=body, timeout=PATIENCE)
     assert answer.status_code == 422

@@ -5,11 +5,11 @@ It writes the file that its prompt names, and what Claude Code writes.
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import git
 from support.desk import Desk
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 
@@ -20,14 +20,6 @@ file=$(grep -o '[a-z]*/[a-z]*[.][a-z]*' | head -n1)
 test -z "$file" || { mkdir -p "$(dirname "$file")"; echo > "$file"; }
 echo '{"type": "result", "result": "Wrote '"$file"'.", "total_cost_usd": 0.5}'
 """
-
-
-def git(folder: Path, *words: str) -> str:
-    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    result = subprocess.run(
-        ["git", *names, *words], cwd=folder, capture_output=True, text=True, check=True
-    )
-    return result.stdout.strip()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ API = "/api/v1"
 
 @pytest.fixture
 async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False, patience=300) as site:
+    async with served(dsn, tmp_path, leads=False, patience=1500) as site:
         yield site
 
 
@@ -360,7 +360,7 @@ checks.positive_data_acceptance.enabled = false
 """
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("stages", "mode", "examples"),
     [

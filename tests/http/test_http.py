@@ -31,12 +31,6 @@ READ = {"authorization": f"Bearer {READ_TOKEN}"}
 
 
 @pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
-
-
-@pytest.fixture
 async def locked(dsn: str, tmp_path: Path) -> Any:
     """A site that asks for a token."""
     async with served(dsn, tmp_path, leads=False, environment=TOKENS) as site:
@@ -136,7 +130,7 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
     assert event == {"actor": "Ann (panel)"}
     name = "pgcoord_session"
     value = locked.client.cookies[name]
-    async with httpx2.AsyncClient() as other:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as other:
         for forged in (value[:-1], value.replace("steer", "read"), "steer.9999999999.QQ.00", "é"):
             cookie = f"{name}={forged}".encode("latin-1")
             path = f"{locked.url}/api/v1/queue"
@@ -144,7 +138,7 @@ async def test_people_log_in_and_get_a_cookie(locked: Site, conn: Connection) ->
             assert answer.status_code == 401, forged
     out = await locked.client.post("/logout")
     assert 'pgcoord_session=""' in out.headers["set-cookie"]
-    async with httpx2.AsyncClient(cookies={name: value}) as copied:
+    async with httpx2.AsyncClient(cookies={name: value}, timeout=PATIENCE) as copied:
         refused = await copied.get(f"{locked.url}/api/v1/queue")
         assert refused.status_code == 401, "a copy of the cookie outlives the log-out"
     await locked.client.post("/login", data=form)

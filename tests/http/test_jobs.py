@@ -1,6 +1,5 @@
 """POST /attempts/ID/begin and /exit: what a job says is believed when its attempt signed it."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +14,7 @@ from support.database import (
     one,
     statuses,
 )
-from support.serving import SECRET, Site, served, signed
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
+from support.serving import SECRET, Site, signed
 
 
 @pytest.fixture
@@ -64,7 +57,7 @@ async def test_a_forged_or_malformed_request_or_a_second_copy_begins_no_job(
 ) -> None:
     other = {"id": 2**70, "secret": SECRET}
     cases: list[tuple[int, str, dict[str, Any], str, dict[str, Any]]] = [
-        (401, "not of the secret", attempt | {"secret": SECRET}, "begin", {}),
+        (401, "not made with the secret", attempt | {"secret": SECRET}, "begin", {}),
         (422, "attempt", attempt, "begin", {"attempt": attempt["id"] + 1}),
         (422, "act", attempt, "begin", {"act": "exit"}),
         (422, "exit_code", attempt, "exit", {"exit_code": -9}),

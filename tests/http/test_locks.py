@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,7 +11,7 @@ import psycopg
 import pytest
 from support import PATIENCE
 from support.database import Connection, add_feature, claim, start, statuses
-from support.serving import SECRET, Site, served, signed
+from support.serving import SECRET, Site, signed
 
 SLEEPING = (
     "select count(*) from pg_stat_activity where datname = current_database()"
@@ -22,12 +21,6 @@ WAITING = (
     "select count(*) from pg_stat_activity where datname = current_database()"
     " and cardinality(pg_blocking_pids(pid)) > 0"
 )
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
 
 
 @pytest.fixture
@@ -62,7 +55,7 @@ def lock(queue_id: str) -> str:
 
 
 async def send_until(stopped: asyncio.Event, site: Site, body: dict[str, Any]) -> set[int | None]:
-    """The statuses that twelve senders get who give up each time after 2 s, and send again."""
+    """The statuses that twelve senders get, each of which gives up after 2 s and sends again."""
     statuses: set[int | None] = set()
 
     async def send() -> None:

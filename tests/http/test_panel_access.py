@@ -145,6 +145,7 @@ async def test_the_keyboard_alone_can_do_everything(
     await is_live(page)
     await tab_to("1 Phase 1")
     await page.keyboard.press("Enter")
+    await page.wait_for_url("**/phases/*")  # the page before is live, too
     await is_live(page)
     await tab_to("Cancel phase…")
     await page.keyboard.press("Enter")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from support import PATIENCE
 from support.cases import case
+from support.coordination import until_true
 from support.database import Connection, add_feature, add_phase, claim, start
 from support.serving import Site, served
 from websockets.asyncio.client import ClientConnection, connect
@@ -21,12 +22,6 @@ from pgcoord.database import _sql, history
 from pgcoord.http.feed import FROM_NOW_ON, Cursor, Event, Feed
 
 Message = dict[str, Any]
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
 
 
 @contextlib.asynccontextmanager
@@ -399,7 +394,7 @@ async def test_a_subscriber_from_now_on_gets_the_next_event_first(
     feed = Feed(dsn)
     running = asyncio.create_task(feed.run())
     with feed.subscribe(FROM_NOW_ON) as messages:
-        await until(lambda: feed.state is not None)
+        await until_true(lambda: feed.state is not None)
         conn.execute("select pgcoord.skip_phase('queue-1-1', 'x')")
         async with asyncio.timeout(PATIENCE):
             first = await anext(aiter(messages))
@@ -417,14 +412,8 @@ async def test_a_subscriber_that_is_just_taken_on_ends_with_the_feed(
     with feed.subscribe(FROM_NOW_ON) as messages:
         with psycopg.connect(dsn) as other:
             other.execute("lock table pgcoord.event")
-            await until(lambda: bool(conn.execute(waiting).fetchall()))
+            await until_true(lambda: bool(conn.execute(waiting).fetchall()))
             feed.close()
         async with asyncio.timeout(PATIENCE):
             assert [each async for each in messages] == []
     running.cancel()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 -- of another process
-            await asyncio.sleep(0.01)

@@ -34,17 +34,6 @@ def running(conn: Connection, epoch: int) -> str:
     return queue_id
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
-
-
 def attempt(conn: Connection, queue_id: str, number: int = 1) -> dict[str, Any]:
     row = conn.execute(
         "select * from pgcoord.attempt where queue_id = %s and number = %s", [queue_id, number]
@@ -378,7 +367,7 @@ async def test_a_signature_that_is_not_valid_is_401(
             assert deliveries(conn) == []
 
 
-async def test_a_flood_of_wrong_signatures_is_a_line_in_the_log(
+async def test_a_flood_of_refusals_is_a_line_in_the_log_for_each_reason(
     site: Site, running: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = {"queue_id": running, "status": "completed"}
@@ -387,9 +376,20 @@ async def test_a_flood_of_wrong_signatures_is_a_line_in_the_log(
             headers = {"webhook-id": f"m{number}", "webhook-signature": "v1,AAAA"}
             answer = await site.client.post(path, json=body, headers=headers)
             assert answer.status_code == 401
-    first, second = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-    assert first.startswith("a report was refused (from 127.0.0.1): ")
-    assert second.startswith("the job of attempt 1 is refused to begin (from 127.0.0.1): ")
+    for number in range(20):  # a different time, or attempt, each
+        old = {"webhook-id": "m", "webhook-timestamp": str(number), "webhook-signature": "v1,AAAA"}
+        answer = await site.client.post("/attempts/1/begin", json=body, headers=old)
+        assert answer.status_code == 401
+        answer = await site.client.post(f"/attempts/{number + 2}/begin", json=body)
+        assert answer.status_code == 404
+    report, wrong, dated, unknown = [
+        each.getMessage() for each in caplog.records if each.levelname == "WARNING"
+    ]
+    assert report.startswith("a report was refused (from 127.0.0.1): ")
+    assert wrong.startswith("the job of attempt 1 is refused to begin (from 127.0.0.1): ")
+    assert "days, " in dated
+    assert "behind this server's" in dated
+    assert unknown.endswith("there is no attempt 2")
 
 
 async def test_one_of_several_signatures_is_enough(

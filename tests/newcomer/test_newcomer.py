@@ -23,7 +23,7 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_first_page_is_true(newcomer: Newcomer) -> None:
     assert newcomer.follow(FIRST_PAGE) == 7
 
@@ -46,7 +46,7 @@ def stranger(tmp_path: Path) -> Iterator[Newcomer]:
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_a_stranger_comes_from_readme_to_a_feature_that_ran(stranger: Newcomer) -> None:
     _, *blocks = (each for each in blocks_of(ROOT / "README.md") if each.language in ("sh", "sql"))
     *blocks, over_http = blocks

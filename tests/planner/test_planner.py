@@ -122,6 +122,27 @@ Backend analyzes: 5 phases needed
     }
 
 
+def test_what_surrounds_a_list_of_work_is_in_the_prompts_and_no_phase_of_its_own() -> None:
+    found = rows(
+        "## Tasks\n\nUse only what Postgres 14 has.\n\nThe steps:\n\n"
+        "- Add a table\n- Build the page\n\nAsk Dana if in doubt.\n"
+    )
+    assert [each["title"] for each in found] == ["Add a table", "Build the page"]
+    for each in found:
+        assert "only what Postgres 14 has" in each["prompt_content"]
+        assert "Ask Dana" in each["prompt_content"]
+        assert "The steps:" not in each["prompt_content"]
+
+
+@pytest.mark.parametrize(
+    ("number", "digits"),
+    [("一", 1), ("十", 10), ("十二", 12), ("二十", 20), ("二十三", 23), ("7", 7)],
+)
+def test_numbers_of_steps_may_be_in_chinese(number: str, digits: int) -> None:
+    feature = Feature("x", f"## 第{number}步 甲\n\nA\n\n## 步骤 {digits + 1}: 乙\n\nB\n")
+    assert [each.number for each in read_structure(feature).items] == [digits, digits + 1]
+
+
 def test_a_description_that_says_little_gets_tests_and_documents_beside_each_other() -> None:
     assert graph("Multi-phase test", 10, "Test Feature") == {
         "Test Feature": set(),
@@ -486,7 +507,7 @@ def test_a_key_that_nothing_has_is_named() -> None:
     text = "- T001 Add the table\n- T002 Add the page (depends on T001, T009)\n"
     planned = build(Feature("A feature", text))
     assert planned.phases[1]["depends_on_phases"] == [1]
-    assert planned.notes == ("T002 comes after T009, which is none of these: ignored",)
+    assert planned.notes == ("T002 comes after T009, which is not among them: ignored",)
 
 
 @pytest.mark.parametrize(

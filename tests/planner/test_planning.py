@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.cases import case
 from support.database import Connection, statuses
 from support.desk import Desk
@@ -26,12 +25,6 @@ Show changes in the panel as they happen.
 4. Integration tests of the whole
 5. Documentation of the WebSocket API
 """
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
 
 
 async def make(site: Site, **feature: object) -> str:
@@ -258,6 +251,19 @@ WRONG_USE: Any = [
     (["7", "--hours", "3"], 2, "--hours"),
     (["8", "--show"], 3, "feature 8 has no plan"),
 ]
+
+
+def test_a_file_without_a_title_is_called_by_its_name_and_keeps_its_first_step(
+    bare_desk: Desk,
+) -> None:
+    (bare_desk.folder / "add-two_factor").mkdir()
+    for name, title in {
+        "add-two_factor/tasks.md": "Add two factor",
+        "dark-mode.md": "Dark mode",
+    }.items():
+        bare_desk.write(name, "- [ ] Add a table\n- [ ] Build the page\n")
+        said = bare_desk.say("plan", name)
+        assert said.startswith(f"{title}: planned, 2 phases\n")
 
 
 def test_wrong_use_is_reported(desk: Desk, conn: Connection) -> None:

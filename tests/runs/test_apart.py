@@ -47,8 +47,6 @@ def pool(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         address = os.environ.get("PGCOORD_TEST_RAY")
         if not address:
             pytest.skip("PGCOORD_TEST_RAY names no cluster: make test-ray starts one")
-        for module in ("coordination", "serving"):  # Ray starts its first workers at leisure
-            monkeypatch.setattr(f"support.{module}.PATIENCE", 150.0)
         settings = {"address": address, "resources": {"pgcoord": 1}, "directory": str(tmp_path)}
         return Pool("ray", "ray", 4, settings)
     _, kubeconfig = request.getfixturevalue("kubernetes")

@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import PATIENCE, git
 from support import slurm as cluster
 from support.coordination import (
     Gate,
@@ -38,7 +38,7 @@ HURRIED: dict[str, Any] = {
     "FOLDER_INTERVAL": 0.2,
 }
 
-JOB_TIMEOUT = 120.0
+JOB_TIMEOUT = 2 * PATIENCE
 
 
 class Engine:
@@ -124,12 +124,6 @@ async def test_the_environment_is_exactly_that_of_the_workflow(engine: Engine) -
     assert attempt["exit_code"] == 0
 
 
-def git(folder: Path, *words: str) -> str:
-    names = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    command = ["git", "-C", str(folder), *names, *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 @pytest.mark.scale
 async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: Engine) -> None:
     """Phases that report do so with their work; what is temporary uses up no attempt."""
@@ -169,7 +163,7 @@ async def test_agents_are_judged_in_worktrees_and_wait_for_their_model(engine: E
         "cost_usd": 1,
     }
     assert "pgcoord: the check failed with status 1" in check["error_message"]
-    assert git(project, "ls-tree", "--name-only", "pgcoord/feature-1") == "one\ntwo\n"
+    assert git(project, "ls-tree", "--name-only", "pgcoord/feature-1") == "one\ntwo"
 
 
 async def test_a_prompt_of_five_megabytes(engine: Engine) -> None:
@@ -369,7 +363,7 @@ async def test_a_pool_that_is_removed_has_its_jobs_ended_and_recorded(hpc: Engin
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 async def test_a_hundred_jobs_under_forty_slots(hpc: Engine) -> None:
     async with watching(hpc.dsn) as watch, running(hpc.coordinator(), patience=10 * JOB_TIMEOUT):
         await watch.submit(*[f"echo {number} >> {hpc.folder}/ran" for number in range(100)])

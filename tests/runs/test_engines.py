@@ -201,10 +201,12 @@ async def test_a_refused_copy_does_not_end_the_running_copy(
         second = engine.jobs[await engine.submit(job.order)]
         assert "another copy of its job began on node1" in str(await second.begin(watch.conn, "b"))
         second.end(75)
+        job.order.log.write_text("pgcoord: this copy of the job runs nothing: ...\n")
         del engine.jobs[job.seen.job]  # its node is lost, and the process lives
         await watch.until_statuses("failed")
         attempt = await watch.one("select outcome, error from pgcoord.attempt")
     assert attempt["outcome"] == "lost"
+    assert "(job 1: FAILED: pgcoord: this copy of the job runs nothing: ...)" in attempt["error"]
     assert "its process may still run" in attempt["error"]
 
 
@@ -229,6 +231,32 @@ async def test_a_pool_that_gets_another_engine_takes_no_job_of_the_former_for_lo
     assert (await watch.one("select outcome from pgcoord.attempt where id = 1"))[
         "outcome"
     ] == "failed"
+
+
+async def test_a_job_at_a_former_launcher_says_so_and_ends_once_that_is_declared_again(
+    dsn: str,
+    tmp_path: Path,
+    engine: FakeEngine,
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    FakeEngine().is_launcher(monkeypatch, "other")
+    before = coordinator(dsn, tmp_path)
+    async with running(before):
+        await watch.submit("true")
+        await (await submitted(watch, engine)).begin(watch.conn)
+        await watch.until_statuses("running")
+    async with running(coordinator(dsn, tmp_path, launcher="other")) as leader:
+        await watch.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_found(
+            "select from pgcoord.why('queue-1-1') where words ~ ': enough; job 1: it cannot be"
+            " ended now: its job is at fake, the former launcher of pool far: declare that'"
+        )
+        assert len([each for each in caplog.messages if "cannot be ended" in each]) == 1
+        leader.reconfigure(replace(leader.configuration, pools=before.configuration.pools))
+        await watch.until_statuses("cancelled")
+    assert [each.seen.state for each in engine.in_line()] == [EngineState.ENDED]
 
 
 async def test_the_log_of_a_job_that_ends_without_a_word_is_copied_to_its_end(
@@ -443,18 +471,23 @@ async def test_a_full_shared_disk_delays_a_phase_with_that_reason(
 async def test_a_job_that_waits_longer_than_its_queue_timeout_is_removed(
     dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
 ) -> None:
-    async with running(coordinator(dsn, tmp_path, queue_timeout=timedelta(seconds=1))):
+    async with running(coordinator(dsn, tmp_path, queue_timeout=timedelta(hours=1))):
         await watch.submit("true", "true")
         await watch.until_found("select from pgcoord.attempt having count(job) = 2")
         first, second = engine.in_line()
         await first.begin(watch.conn)  # it has as long as it takes
+        await watch.all(
+            "update pgcoord.attempt set submitted_at = submitted_at - interval '1 h',"
+            " deadline = deadline - interval '1 h' returning id"
+        )
+        await watch.conn.execute("notify pgcoord_wake")
         await watch.until_statuses("running", "failed")
         error = (
             await watch.one(
                 "select error from pgcoord.attempt where number = 1 and outcome is not null"
             )
         )["error"]
-        assert error == "waited in pool far longer than its queue_timeout of 1 s"
+        assert error == "waited in pool far longer than its queue_timeout of 60 min"
         await first.exit(watch.conn)
         await watch.until_statuses("completed", "failed")
     assert second.seen.state is EngineState.ENDED
@@ -485,6 +518,29 @@ async def test_old_runs_are_removed_from_the_folder_of_a_pool(
             os.utime(path, (0, 0))
     await housekeeping._remove_old_runs(dsn, tmp_path / "runs", timedelta(days=1))
     assert [each.order.folder.exists() for each in (ended, alive)] == [False, True]
+
+
+async def test_why_a_job_does_not_begin_is_said_of_each_state(
+    dsn: str, tmp_path: Path, engine: FakeEngine, watch: Watch
+) -> None:
+    async def until_why(words: str) -> None:
+        await watch.until_found(f"select from pgcoord.why('queue-1-1') where words ~ '{words}'")
+
+    async with running(coordinator(dsn, tmp_path)):
+        await watch.submit("true")
+        job = await submitted(watch, engine)
+        await until_why("waits in pool far since .* UTC, job 1: Priority$")
+        engine.down = True
+        await until_why("job 1: its engine does not answer: it is down$")
+        engine.down = False
+        await until_why("job 1: Priority$")
+        job.seen = replace(job.seen, state=EngineState.RUNNING, node="node1")
+        await until_why("job 1: it started on node1, and nothing is heard of it yet$")
+        job.end()
+        await until_why("job 1: it ended .FAILED. on node1, and nothing is heard of it yet$")
+        await watch.until_statuses("failed")
+    [row] = await watch.all("select error_message from phase_queue")
+    assert row["error_message"].startswith("it ended before it began (job 1: FAILED)")
 
 
 @pytest.mark.scale

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import PATIENCE
 from support.coordination import is_alive
 
 from pgcoord import judge
@@ -57,7 +58,7 @@ def judged(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
         env={**os.environ, **(environment or {})},
     )
     return result.returncode, (result.stdout + result.stderr).splitlines()
@@ -81,7 +82,7 @@ QUOTA = "429: You exceeded your current quota, please check your plan and billin
         ('echo \'{"error": {"code": 5}}\'', {"fails_on": ["$.error.code"]}, 1, "pgcoord: its output has $.error.code: 5"),
         ('echo \'{"error": {"code": 0}}\'', {"fails_on": ["$.error.code"]}, 0, None),
         ("printf 'no end of line'", {"fails_on": ["end of line$"]}, 1, "pgcoord: its output matches end of line$: no end of line"),
-        ("sleep 60 & echo done", {"fails_on": ["x"]}, 0, "done"),  # who holds the pipe is not waited for
+        ("sleep 60 & echo done", {"fails_on": ["x"]}, 0, "done"),  # not waiting for other holders of the pipe
         ("true", {"check": ["no-such-program"]}, 127, "pgcoord: cannot start the check no-such-program: No such file or directory"),
         (writes(CLAUDE_DENIED), {"agent": "claude"}, 1, "pgcoord: the agent was not allowed to use Bash npm test"),
         (writes(CLAUDE_OVERLOADED) + "exit 1", {"agent": "claude"}, 75, "pgcoord: try again later: API Error: Repeated 529 Overloaded errors"),
@@ -257,12 +258,12 @@ def test_a_check_that_hangs_is_ended_with_its_descendants() -> None:
 
 
 def test_a_phase_that_is_ended_during_its_check_ends_the_check() -> None:
-    # Told by the check itself, at its very beginning: it is hardly known then who it is.
+    # Signalled by the check itself at its very beginning, when its pid has just been stored.
     spec = json.dumps({"check": ["sh", "-c", "echo $$; kill -TERM $PPID; exec sleep infinity"]})
     command = [sys.executable, "-I", judge.__file__, spec, "true"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         process.stdout.readline()
         check = int(process.stdout.readline())
-        assert process.wait(10) == 128 + signal.SIGTERM
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
     assert not is_alive(check)

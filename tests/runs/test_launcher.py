@@ -36,11 +36,6 @@ NONE = timedelta(0)
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def make_run(tmp_path: Path) -> AsyncIterator[MakeRun]:
     """Make runs, each in a folder of its own; nothing of them is left when the test is over."""
     runs: list[Run] = []
@@ -726,7 +721,7 @@ async def test_a_stranger_with_the_pid_of_a_lost_wrapper_is_left_alone(
         (run.folder / "status").write_text(f"{stranger.pid} {then}\n".ljust(128))
         assert run.state() is JobState.LOST
         assert run.pid == stranger.pid
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             assert await run.wait() is None
         assert await run.end(LONG) == await run.end_left_behind(LONG) == run.left_behind() == []
         assert stranger.poll() is None

@@ -3,24 +3,16 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from support import PATIENCE
-from support.coordination import Gate
+from support.coordination import Gate, until_true
 
 from pgcoord.runs.local import LocalJob, _LogLimiter
 from pgcoord.runs.run import Run
 
 SIZE = 10_000
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 def is_cut(log: Path, last: str) -> bool:
@@ -52,7 +44,7 @@ async def test_a_log_that_cannot_be_cut_is_reported_once_and_the_others_are_cut(
     os.link(linked, tmp_path / "other")  # with a second name it may be a file of somebody else
     ends = asyncio.gather(*(LocalJob(run, limiter).wait() for run in runs))
     for last in ("20000", "40000"):
-        await until(partial(is_cut, cut, last))
+        await until_true(partial(is_cut, cut, last))
         assert limiting()
         for gate in gates:
             gate.open()
@@ -61,4 +53,4 @@ async def test_a_log_that_cannot_be_cut_is_reported_once_and_the_others_are_cut(
     told = [each.getMessage() for each in caplog.records]
     assert len(told) == 1
     assert told[0].startswith(f"the log {linked} cannot be cut: ")
-    await until(lambda: not limiting())
+    await until_true(lambda: not limiting())

@@ -1,6 +1,7 @@
 """Slurm's own commands, on a real cluster of two nodes."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from datetime import timedelta
@@ -164,6 +165,8 @@ async def test_a_dead_controller_has_certainly_not_taken_the_job(
         assert caught.value.wait > timedelta()
         with pytest.raises(NotNow, match="squeue"):
             await engine.find()
+        [finding] = await engine.check()
+        assert re.search(r"does not answer: Slurmctld.* is DOWN$", finding.words)
     finally:
         slurm.start_controller()
         slurm.wait_until_idle()

@@ -272,7 +272,7 @@ def killed(repository: Repository, at: int) -> dict[str, str]:
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 def test_a_kill_at_any_moment_loses_no_work_and_pays_nothing_twice(tmp_path: Path) -> None:
     """At each call of git: what it kills is one side of a join, which the feature has to have."""
     feature = {"PGCOORD_FEATURE_ID": "7"}

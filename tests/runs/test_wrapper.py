@@ -16,7 +16,7 @@ from support import PATIENCE
 from support.coordination import is_alive, until_it_ends
 from support.database import Connection, add_feature, add_phase, attempt_of, claim, one, statuses
 from support.disk import small_disk
-from support.serving import Site, served
+from support.serving import Site
 
 from pgcoord.messages import jobs
 from pgcoord.runs import job
@@ -25,12 +25,6 @@ SOURCE = Path(job.__file__)
 
 # The oldest Python that it is for, where this machine has it.
 PYTHON = next(map(str, Path.home().glob(".pyenv/versions/3.8.*/bin/python3")), sys.executable)
-
-
-@pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> Any:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """What may be stored is bounded, by whatever statement and from whatever trigger it comes."""
 
-from collections.abc import Iterator
-
 import psycopg
 import pytest
-from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
-from support.database import Connection, add_feature, add_phase, as_user
+from support.database import Connection, add_feature, add_phase
 
 LEVELS = 1_500
 DIGITS = "9" * 5_000
@@ -27,7 +24,18 @@ INSERT = (
 )
 
 
-@pytest.mark.parametrize("name", [" ", "a b", "a\nb", "../../x", "..", "a/b", "a?b", "x" * 201])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(" ", "a b", "a\nb", "../../x", "..", "a/b", "a?b", "x" * 201),
+        *(
+            "a\u200bb",
+            "a\u202eb",
+            "\ufeffa",
+            "a\u2066b",
+        ),  # without width, or reversing what follows
+    ],
+)
 def test_a_name_that_no_page_and_no_log_can_carry_is_refused(conn: Connection, name: str) -> None:
     feature = add_feature(conn, {})
     assert "cannot be called" in refusal(conn, INSERT, feature, 3, name, "{}")
@@ -43,9 +51,35 @@ def test_a_phase_without_a_name_gets_its_own_and_never_the_name_of_another(
     found = conn.execute("select queue_id from phase_queue order by phase_number").fetchall()
     names = [row["queue_id"] for row in found]
     assert names == [f"queue-{feature}-1", f"queue-{feature}-2", "of-my-own:3"]
-    words = refusal(conn, INSERT, feature, 4, "queue-630-9", "{}")
-    assert "that is the name of another phase" in words
-    assert f"queue-{feature}-4" in words
+    for name, words in {
+        "queue-630-9": "that is the name of another phase",
+        "1.9": "that is the name of another phase",  # on the command line: `pgcoord cancel 1.9`
+        "630": "that is the number of a feature",
+        "-x": "that is an option of a command",
+    }.items():
+        said = refusal(conn, INSERT, feature, 4, name, "{}")
+        assert words in said
+        assert f"queue-{feature}-4" in said
+    conn.execute(INSERT, [feature, 4, "v1.9", "{}"])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("pgcoord.add_feature('x', p_priority => %s)", "the priority of a feature cannot be"),
+        ("pgcoord.add_feature('x', p_id => %s)", "a feature cannot have the id"),
+        ("pgcoord.add_phase(1, %s)", "feature 1 cannot have a phase"),
+        (
+            "pgcoord.add_phase(1, 1, p_priority => %s)",
+            "the priority of phase 1 of feature 1 cannot",
+        ),
+    ],
+)
+def test_a_number_that_no_column_holds_is_refused_by_its_name(
+    conn: Connection, call: str, words: str
+) -> None:
+    conn.execute("insert into public.planned_features (id, title) values (1, 'x')")
+    assert words in refusal(conn, f"select * from {call}", 99_999_999_999)
 
 
 @pytest.mark.parametrize(
@@ -96,15 +130,6 @@ def test_a_feature_that_no_page_could_show_is_refused(
         assert words in refusal(conn, f"update public.planned_features set {column} = %s", value)
 
 
-@pytest.fixture
-def client(dsn: str, logins: dict[str, str]) -> Iterator[Connection]:
-    """A connection of a member of pgcoord_client."""
-    with psycopg.connect(
-        as_user(dsn, logins["client"]), autocommit=True, row_factory=dict_row
-    ) as conn:
-        yield conn
-
-
 def test_a_time_that_nobody_can_count_with_is_refused_from_a_clients_trigger(
     conn: Connection, client: Connection
 ) -> None:
@@ -125,7 +150,7 @@ def test_a_time_that_nobody_can_count_with_is_refused_from_a_clients_trigger(
 
 def test_ids_far_ahead_are_the_owners_alone(conn: Connection, client: Connection) -> None:
     statement = "insert into public.planned_features (id, title) values (%s, 't')"
-    assert "there can be no feature -1" in refusal(conn, statement, -1)
+    assert "a feature cannot have the id -1" in refusal(conn, statement, -1)
     client.execute(statement.encode(), [50])
     words = refusal(client, statement, 2_000_000)
     assert "one of your own lies at most 10000 ahead" in words

@@ -20,12 +20,6 @@ Socket = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @pytest.fixture
-async def site(dsn: str, tmp_path: Path) -> AsyncIterator[Site]:
-    async with served(dsn, tmp_path, leads=False) as site:
-        yield site
-
-
-@pytest.fixture
 async def strict(dsn: str, tmp_path: Path) -> AsyncIterator[Site]:
     """A site that waits for nobody, and bears few connections."""
     async with served(dsn, tmp_path, leads=False, limits=SHORT) as site:

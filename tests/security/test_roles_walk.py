@@ -122,7 +122,7 @@ def test_no_function_gives_a_role_more_than_its_own(
     secrets = [row["secret"] for row in conn.execute("select secret from pgcoord.attempt")]
     assert len(secrets) == 2
     rights = one(conn, RIGHTS)
-    conn.execute("set statement_timeout = '30s'")
+    conn.execute("set statement_timeout = '300s'")
     set_json_loads(load_json, conn)  # some return the deep JSON that they were given
     become = sql.SQL("set local session authorization {}").format(sql.Identifier(logins[role]))
     faults: set[str] = set()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.mark.structures import ParameterSet
+from support import PATIENCE
 from support.coordination import Gate, Watch, make_coordinator, running, watching
 from support.serving import Site, served
 
@@ -89,7 +90,7 @@ async def look_everywhere(site: Site) -> None:
         "/api/v1/queue/queue-1-1/log",
     ):
         async with (
-            asyncio.timeout(60),
+            asyncio.timeout(PATIENCE),
             site.client.stream("GET", path, headers={"range": "bytes=0-99999"}) as answer,
         ):
             seen = b"".join([chunk async for chunk in answer.aiter_bytes()])

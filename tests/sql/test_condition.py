@@ -13,6 +13,7 @@ from support.database import (
     phase,
     refused,
     statuses,
+    why,
 )
 
 
@@ -23,11 +24,6 @@ def fail(conn: Connection, queue_id: str) -> None:
         " where queue_id = %s and exited_at is null",
         [queue_id],
     )
-
-
-def why(conn: Connection, queue_id: str) -> list[str]:
-    found = conn.execute("select words from pgcoord.why(%s) where kind <> 'empty'", [queue_id])
-    return [row["words"] for row in found]
 
 
 def test_clean_up_runs_after_failed_work_and_the_rest_is_blocked(

@@ -1,4 +1,4 @@
-"""Control: the number of slots, pauses, who leads, and when the coordinator is woken."""
+"""Control: the number of slots, pauses, the lead, and wake-ups of the coordinator."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from support import PATIENCE
 from support.database import (
     WORKFLOW,
     Connection,
@@ -14,16 +15,13 @@ from support.database import (
     claim,
     one,
     refused,
+    slots,
     start,
     statuses,
     take_lead,
 )
 
-
-def slots(conn: Connection) -> dict[int, bool]:
-    """The slots, and whether each is draining."""
-    rows = conn.execute("select number, draining from pgcoord.slot order by number").fetchall()
-    return {row["number"]: row["draining"] for row in rows}
+from pgcoord.actions import ACTIONS, Action
 
 
 def set_slots(conn: Connection, number: int) -> None:
@@ -50,6 +48,35 @@ def events(conn: Connection) -> list[tuple[str, str | None]]:
 def ten(conn: Connection, epoch: int) -> int:
     """A feature of ten phases that wait for nothing."""
     return add_feature(conn, {number: [] for number in range(1, 11)})
+
+
+@pytest.mark.parametrize(
+    "action", [each for each in ACTIONS if "reason" in each.arguments], ids=lambda each: each.name
+)
+def test_no_action_needs_a_reason(conn: Connection, action: Action) -> None:
+    feature = add_feature(conn, {1: []})
+    add_phase(conn, feature, 2, status="failed")
+    add_phase(conn, feature, 3, phase_data=Jsonb({"gate": "Shall it run?"}))
+    number = {"retry": 2, "approve": 3, "reject": 3}.get(action.verb, 1)
+    conn.execute("select pgcoord.add_schedule('nightly', '0 3 * * *', pgcoord.feature_plan(1))")
+    targets: dict[str, list[Any]] = {
+        "phase": [f"queue-{feature}-{number}"],
+        "feature": [feature],
+        "all": [],
+    }
+    values = targets.get(action.scope, ["nightly"])
+    conn.execute(f"select {action.statement(*('%s' for _ in values))}".encode(), values)
+
+
+def test_a_preview_names_a_feature_or_a_phase(conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: []})
+    for arguments, changed in (("p_queue_id => 'queue-1-2'", 1), ("p_feature_id => 1", 2)):
+        action = "cancel" if changed == 1 else "cancel_feature"
+        rows = conn.execute(f"select from pgcoord.preview('{action}', {arguments})".encode())
+        assert len(rows.fetchall()) == changed
+    with refused("PC001", "there is no phase null"):
+        conn.execute("select pgcoord.preview('cancel')")
+    assert statuses(conn, feature) == {1: "queued", 2: "queued"}
 
 
 # --- Slots
@@ -319,7 +346,7 @@ def test_a_lead_given_back_wakes_stand_bys(conn: Connection, dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
         other.execute("listen pgcoord_stand_by")
         conn.execute("select pgcoord_private.resign()")
-        assert [note.channel for note in other.notifies(timeout=30, stop_after=1)]
+        assert [note.channel for note in other.notifies(timeout=PATIENCE, stop_after=1)]
         assert other.execute("select from pgcoord.leader").fetchall() == []
         assert ask_for_lead(other)["led"]
 

@@ -22,7 +22,7 @@ def redefine(conn: Connection, function: str, before: str, after: str) -> None:
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_every_state_that_two_faults_lead_to_keeps_the_rules(
     dsn: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

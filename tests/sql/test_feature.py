@@ -507,7 +507,7 @@ def test_prune_removes_finished_features_with_their_history(conn: Connection, ep
 def test_prune_wants_a_unit(conn: Connection) -> None:
     add_feature(conn, {1: []}, status="completed")
     conn.execute("update phase_queue set finished_timestamp = now() - interval '1 hour'")
-    no_interval = "it is no interval"
+    no_interval = "it is not an interval"
     for age, words in {
         **dict.fromkeys(("30", " 0.5 ", "+7"), "it has no unit"),
         **dict.fromkeys(("soon", "", "90 dayz", "99999999999999 days"), no_interval),

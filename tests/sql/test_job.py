@@ -70,7 +70,7 @@ def test_a_job_waits_as_ready_and_runs_from_its_begin_on(conn: Connection, submi
     assert begin(conn, submitted, "a")["code"] is None
     attempt = attempt_of(conn, submitted)
     assert (attempt["job"], attempt["node"], attempt["waits_for"]) == ("17", "node1", None)
-    assert (attempt["deadline"] - attempt["started_at"]).total_seconds() == pytest.approx(60, 0.01)
+    assert (attempt["deadline"] - attempt["started_at"]).total_seconds() == pytest.approx(60, 0.1)
     assert phase(conn, submitted)["status"] == "running"
     event = one(conn, "select actor, reason from pgcoord.event where to_status = 'running'")
     assert event == {"actor": f"{attempt['adw_id']} (job)", "reason": "begun by job 17 on node1"}
@@ -103,7 +103,8 @@ def test_a_claim_records_that_a_job_is_submitted_if_an_engine_runs_it(conn: Conn
     assert [attempt_of(conn, here)[name] for name in columns] == [None] * 3
     since, launcher, deadline = (attempt_of(conn, there)[name] for name in columns)
     assert (launcher, deadline - since) == ("slurm", timedelta(seconds=60))
-    assert "waits in pool far since" in one(conn, "select * from pgcoord.why(%s)", there)["words"]
+    words = one(conn, "select * from pgcoord.why(%s)", there)["words"]
+    assert words.startswith("is being submitted to pool far since ")
     begin(conn, there, "a")
     assert attempt_of(conn, there)["deadline"] is None
 

@@ -11,12 +11,8 @@ from support.database import (
     one,
     refused,
     take_lead,
+    why,
 )
-
-
-def why(conn: Connection, queue_id: str) -> list[str]:
-    found = conn.execute("select words from pgcoord.why(%s) where kind <> 'empty'", [queue_id])
-    return [row["words"] for row in found]
 
 
 def complete(conn: Connection, queue_id: str) -> None:

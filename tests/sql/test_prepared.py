@@ -1,7 +1,6 @@
 """Prepared transactions (two-phase commit): they cannot insert work; waits for their locks name
 them."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 from psycopg.rows import dict_row
-from support import PATIENCE
+from support import wait_until
 from support.database import (
     Connection,
     add_feature,
@@ -90,9 +89,8 @@ def test_a_coordinator_that_waits_names_the_transaction(conn: Connection, prepar
     ):
         wait = "select pgcoord_private.await_lock('phase queue-1-1')"
         waiting = thread.submit(waiter.execute, wait)
-        deadline = time.monotonic() + PATIENCE
-        while conn.execute("select from pgcoord.lock_waits where query <> ''").rowcount == 0:
-            assert time.monotonic() < deadline
+        waits = b"select from pgcoord.lock_waits where query <> ''"
+        wait_until(lambda: conn.execute(waits).rowcount)
         row = one(conn, "select * from pgcoord.lock_waits")
         assert (row["holder"], row["usename"], row["state"], row["query"]) == (
             *(0, "postgres", "prepared"),

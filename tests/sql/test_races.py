@@ -19,8 +19,10 @@ from support.database import (
     add_phase,
     attempt_of,
     claim,
+    one,
     phase,
     refused,
+    slots,
     statuses,
 )
 from support.mixed_load import LONG, MOST_LONGER, Load, faults, overlaps
@@ -118,6 +120,9 @@ def insist(second: Session, future: Future[Rows], statement: str, *values: Any) 
     return future
 
 
+# A claim waits a second for a lock, which is not enough on a loaded machine: it is made again.
+WAITED = "55P03"
+
 COMPLETE = "select status from pgcoord.complete_phase(%s)"
 DEPEND = "update phase_queue set depends_on_phases = %s where queue_id = %s"
 INSERT = (
@@ -152,7 +157,7 @@ def test_eight_claimers_never_hold_more_than_three_slots_and_take_nothing_twice(
     load.run({"claimer": 8, "sampler": 1})
 
     assert load.wrong == []
-    assert not load.refusals
+    assert set(load.refusals) <= {WAITED}
     attempts = conn.execute("select * from pgcoord.attempt").fetchall()
     assert len({each["queue_id"] for each in attempts}) == len(attempts) == 1000
     assert {each["outcome"] for each in attempts} == {"completed"}
@@ -198,6 +203,31 @@ def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_on_the_agenda(
     assert row == {"locked": ["phase queue-1-1"]}
     first.do("rollback")
     assert claim(conn, epoch) == ["queue-1-1"]
+
+
+def test_a_feature_that_is_changed_and_then_locked_delays_no_claim_of_another(
+    conn: Connection, epoch: int, first: Session
+) -> None:
+    add_feature(conn, {1: []})
+    add_feature(conn, {1: []})
+    conn.execute("update phase_queue set retry_at = now() where queue_id = 'queue-1-1'")
+    first.do("begin")
+    first.do("update planned_features set title = 'b' where id = 1")
+    first.do("select from planned_features where id = 1 for update")
+    assert claim(conn, epoch) == ["queue-2-1"]
+    assert claim(conn, epoch) == ["queue-1-1"]
+
+
+def test_slots_that_are_lowered_do_not_delay_the_look_for_work(
+    conn: Connection, epoch: int, first: Session
+) -> None:
+    add_feature(conn, {1: []})
+    conn.execute("set lock_timeout = '1s'")
+    first.do("begin")
+    for change in ("update pgcoord.slot set draining = true", "delete from pgcoord.slot"):
+        first.do(change)  # as set_slots does, before it deletes them from pgcoord.free_slot
+    row = one(conn, "select locked from pgcoord_private.next_work()")
+    assert sorted(row["locked"]) == ["slot 1", "slot 2", "slot 3"]
 
 
 def test_a_claim_waits_for_an_insert_as_running_and_leaves_the_slot_to_the_insert(
@@ -289,7 +319,7 @@ def test_limits_and_inserted_running_phases_change_during_claims(
     load.run({"claimer": 4, "limiter": 1, "starter": 1, "sampler": 1})
 
     assert load.wrong == []
-    assert set(load.refusals) <= {"PC006"}
+    assert set(load.refusals) <= {"PC006", WAITED}
     attempts = conn.execute("select * from pgcoord.attempt").fetchall()
     assert overlaps(attempts) == []
     assert most_at_once(attempts) <= 4
@@ -300,11 +330,6 @@ def phase_in_slot(conn: Connection, slot: int) -> str:
     row = conn.execute("select queue_id from phase_queue where slot = %s", [slot]).fetchone()
     assert row
     return str(row["queue_id"])
-
-
-def slots(conn: Connection) -> dict[int, bool]:
-    rows = conn.execute("select number, draining from pgcoord.slot order by number").fetchall()
-    return {row["number"]: row["draining"] for row in rows}
 
 
 # Completions.
@@ -814,7 +839,8 @@ def everybody_has_acted(load: Load) -> bool:
 
 
 def run_mixed_load(dsn: str, conn: Connection, epoch: int, seconds: float) -> None:
-    seed = int(os.environ.get("PGCOORD_TEST_SEED") or random.SystemRandom().randrange(2**32))
+    # The same every time, as far as threads do the same: what turns it red is a change.
+    seed = int(os.environ.get("PGCOORD_TEST_SEED", "0"))
     for _ in range(4):
         add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
     load = Load(dsn, epoch, seconds, seed, everybody_has_acted)
@@ -827,7 +853,7 @@ def run_mixed_load(dsn: str, conn: Connection, epoch: int, seconds: float) -> No
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(MOST_LONGER + 60)
+@pytest.mark.timeout(MOST_LONGER + PATIENCE)
 def test_a_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
@@ -835,7 +861,7 @@ def test_a_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(LONG + MOST_LONGER + 60)
+@pytest.mark.timeout(LONG + MOST_LONGER + PATIENCE)
 def test_a_long_mixed_load_neither_deadlocks_nor_leaves_anything_wrong(
     dsn: str, conn: Connection, epoch: int
 ) -> None:

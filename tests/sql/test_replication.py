@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
-from support import PATIENCE
+from support import PATIENCE, wait_until
 from support.database import (
     Connection,
     add_feature,
@@ -106,10 +105,7 @@ def subscribe(conn: Connection, source: Connection, publication: str) -> None:
 
 
 def until(conn: Connection, question: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not one(conn, f"select ({question}) as answer")["answer"]:
-        assert time.monotonic() < deadline, question
-        time.sleep(0.02)
+    wait_until(lambda: one(conn, f"select ({question}) as answer")["answer"], question)
 
 
 def test_a_copy_can_be_read(servers: tuple[str, str]) -> None:

@@ -32,8 +32,9 @@ CLIENT = ("client", "coordinator")
 COORDINATOR = ("coordinator",)
 NOBODY: tuple[str, ...] = ()
 
-# Every state, and who may pass. Each is tried on the database of `house`, and rolled back.
-DOORS: list[tuple[str, tuple[str, ...]]] = [
+# Every statement, and the roles that may execute it. Each is tried on the database of `house`,
+# and rolled back.
+STATEMENTS: list[tuple[str, tuple[str, ...]]] = [
     ("select * from planned_features", READER),
     ("select * from phase_queue", READER),
     ("select * from pgcoord.feature", READER),
@@ -191,7 +192,7 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select pgcoord_private.expire_attempts()", COORDINATOR),
     ("select * from pgcoord_private.next_work()", COORDINATOR),
     ("select from phase_queue where queue_id = 'queue-1-4' for no key update", CLIENT),
-    # what is behind the doors
+    # tables and functions that only functions may use
     ("insert into pgcoord.event (kind, actor) values ('made up', 'another')", COORDINATOR),
     ("update pgcoord.event set actor = 'another'", NOBODY),
     ("delete from pgcoord.event", NOBODY),
@@ -258,9 +259,11 @@ def what_happens(conn: Connection, login: str, statement: str) -> str:
 def test_a_role_may_execute_its_functions_and_no_other(
     house: Connection, logins: dict[str, str], role: str
 ) -> None:
-    actual = {statement: what_happens(house, logins[role], statement) for statement, _ in DOORS}
+    actual = {
+        statement: what_happens(house, logins[role], statement) for statement, _ in STATEMENTS
+    }
     wanted = {
-        statement: "allowed" if role in allowed else "refused" for statement, allowed in DOORS
+        statement: "allowed" if role in allowed else "refused" for statement, allowed in STATEMENTS
     }
     assert {each for each in actual.items() if each not in wanted.items()} == set()
 
@@ -287,15 +290,6 @@ def test_a_checkup_shows_the_rights_of_its_caller(
         f"{login} cannot see those of other users",
         f"grant pg_read_all_stats to {login}",
     )
-
-
-@pytest.fixture
-def client(dsn: str, logins: dict[str, str]) -> Iterator[Connection]:
-    """A connection of a login that is nothing but a client."""
-    with psycopg.connect(
-        as_user(dsn, logins["client"]), autocommit=True, row_factory=dict_row
-    ) as conn:
-        yield conn
 
 
 async def test_a_plan_runs_to_its_end_with_roles_of_only_coordinator_and_client(

@@ -11,7 +11,7 @@ from support.database import Connection, claim, take_lead
 
 from pgcoord.bench.throughput import fill
 
-pytestmark = [pytest.mark.scale, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(1800)]
 
 FINISHED = 1_000_000
 LARGE = {"phase_queue", "planned_features", "dependency", "attempt", "event"}
@@ -139,7 +139,6 @@ def test_a_phase_among_ten_thousand_inserted_costs_no_more_than_one_among_few(
             conn.execute("delete from phase_queue")
             conn.execute(before.encode())
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
-        conn.execute("set statement_timeout = '30s'")
         read_before = index_blocks(conn)
         insert_chain(conn)
         assert index_blocks(conn) - read_before < 40 * 10_000

@@ -6,6 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
+from support import PATIENCE
 from support.database import Connection, as_user, claim, one, refused, take_lead
 
 FEATURE = {"title": "nightly", "phases": [{"phase_number": 1, "prompt_content": "x"}]}
@@ -170,7 +171,7 @@ def test_the_end_of_a_run_by_hand_wakes_the_waiting_run(
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("listen pgcoord_wake")
         conn.execute("select pgcoord.cancel_feature(%s, 'x')", features(conn))
-        assert [each.channel for each in listener.notifies(timeout=10, stop_after=1)]
+        assert [each.channel for each in listener.notifies(timeout=PATIENCE, stop_after=1)]
 
 
 def test_a_missed_due_time_runs_once_or_never(conn: Connection, epoch: int) -> None:

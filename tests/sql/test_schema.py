@@ -259,7 +259,7 @@ def postgres_13(empty: str) -> Iterator[str]:
         sslmode="disable",
         gssencmode="disable",
     )
-    server.join(10)
+    server.join()
     listener.close()
     back.close()
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+from support import PATIENCE
 from support.database import Connection, add_feature, claim, take_lead
 from support.mixed_load import LONG, MOST_LONGER, Load
 
@@ -92,14 +93,14 @@ def eager_autovacuum(server: str) -> Iterator[None]:
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(LONG + MOST_LONGER + 60)
+@pytest.mark.timeout(LONG + MOST_LONGER + PATIENCE)
 @pytest.mark.usefixtures("eager_autovacuum")
 def test_dead_rows_of_a_mixed_load_are_cleared_during_the_load(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
-    most, updates = 0, 0
-    load = Load(dsn, epoch, LONG, seed=1, is_enough=lambda _: updates > 100 * LONG)
+    most, updates, is_cleared = 0, 0, False
+    load = Load(dsn, epoch, LONG, seed=1, is_enough=lambda _: updates > 100 * LONG and is_cleared)
     # No actor deletes: the live rows grow, and the dead ones must not grow with them.
     actors = {"coordinator": 2, "reporter": 2, "person": 2, "hand": 2, "planner": 1}
     thread = threading.Thread(target=load.run, args=[actors])
@@ -112,6 +113,8 @@ def test_dead_rows_of_a_mixed_load_are_cleared_during_the_load(
         ).fetchone()
         assert row
         most, updates = max(most, row["dead"]), row["updates"]
+        # How many there are until autovacuum has come is the machine's affair.
+        is_cleared = is_cleared or row["dead"] < most / 2
     assert not load.wrong
     assert updates > 100 * LONG, "too little was done to say anything"
-    assert most < 5_000
+    assert is_cleared

@@ -203,6 +203,8 @@ def test_0040_finds_its_way_beside_the_functions_of_the_release_before(dsn: str)
     text = (assets.SQL / "migrations" / "0040_plain_outcome.sql").read_text()
     with psycopg.connect(dsn) as conn:  # release 1 has none of those that were in its way
         conn.execute("create domain pgcoord.attempt_outcome as text")
+        for name in ("ending_guards", "insert_guards", "end_agrees"):  # of this release
+            conn.execute(f"drop trigger attempt_{name} on pgcoord.attempt".encode())
         conn.execute(text.encode())
         conn.rollback()
 

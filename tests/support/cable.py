@@ -83,3 +83,10 @@ def server_for_both(folder: Path, cable: Cable) -> Iterator[EmbeddedPostgres]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture
+def remote(cable: Cable, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A server that this machine, and the one at the other end of the cable, reach."""
+    with server_for_both(tmp_path / "server", cable) as server:
+        yield server

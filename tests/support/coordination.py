@@ -23,6 +23,13 @@ from support.forks import Fork, run_forked_source
 Row = dict[str, Any]
 
 
+async def until_true(condition: Callable[[], bool]) -> None:
+    """Look again and again, beside other tasks, until *condition*, of which nobody notifies."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 -- of another thread or process
+            await asyncio.sleep(0.01)
+
+
 def scripts(**settings: Any) -> Workflow:
     """A default workflow that runs a phase's prompt as a shell script."""
     values: dict[str, Any] = {

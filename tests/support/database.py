@@ -191,6 +191,18 @@ def phase(conn: Connection, queue_id: str) -> dict[str, Any]:
     return one(conn, "select * from phase_queue where queue_id = %s", queue_id)
 
 
+def slots(conn: Connection) -> dict[int, bool]:
+    """The slots, and whether each is draining."""
+    rows = conn.execute("select number, draining from pgcoord.slot order by number").fetchall()
+    return {row["number"]: row["draining"] for row in rows}
+
+
+def why(conn: Connection, queue_id: str) -> list[str]:
+    """The reasons why a phase does not run, without the note that it has no prompt."""
+    found = conn.execute("select words from pgcoord.why(%s) where kind <> 'empty'", [queue_id])
+    return [row["words"] for row in found]
+
+
 READ = """
     select sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::integer as rows
     from pg_stat_xact_user_tables"""

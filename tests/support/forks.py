@@ -155,7 +155,7 @@ class ForkServer:
 
     def close(self) -> None:
         self._jobs.close()
-        self._process.wait(10)
+        self._process.wait()
 
 
 def serve(descriptor: int) -> Callable[[], None]:

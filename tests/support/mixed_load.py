@@ -23,7 +23,7 @@ from support.database import Connection
 LONG = int(os.environ.get("PGCOORD_TEST_LOAD_SECONDS", "30"))
 
 # Seconds that a load may go on after its time until enough was done.
-MOST_LONGER = 180.0
+MOST_LONGER = 900.0
 
 Row = dict[str, Any]
 

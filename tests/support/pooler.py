@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from support import PATIENCE
 from support.ports import free_port
 
 
@@ -90,9 +91,10 @@ class Proxy:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True
             )
-        for _ in range(600):
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
             try:
-                with psycopg.connect(self.dsn, connect_timeout=5):
+                with psycopg.connect(self.dsn, connect_timeout=30):
                     return
             except psycopg.OperationalError:
                 assert self._process.poll() is None, (self._folder / "proxy.log").read_text()
@@ -142,4 +144,4 @@ class Proxy:
     def stop(self) -> None:
         if self._process and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait(30)
+            self._process.wait(PATIENCE)

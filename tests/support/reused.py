@@ -126,6 +126,7 @@ class Reused:
             self._session.finish()
         try:
             conn = self.connect()
+            conn.prepare_threshold = None  # the session outlives it: the next would find its names
             conn.execute("discard all")
             if conn.info.parameter_status("is_superuser") != "on":  # who alone can go past triggers
                 return False

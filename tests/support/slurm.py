@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from support import PATIENCE
 from support.ports import free_port
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
@@ -151,7 +152,7 @@ class Slurm:
         lines = self.ask("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
         return dict(line.split() for line in lines)
 
-    def wait_for(self, holds: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def wait_for(self, holds: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
         """Wait until `holds()`; what Slurm does is seen by asking only."""
         until = time.monotonic() + seconds
         while not holds():

@@ -1,5 +1,8 @@
 """A test finds nothing of the one before it, in the database and in the session that both use."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -19,7 +22,7 @@ from support.database import (
 )
 from support.reused import Reused
 
-# What shows of a session to whoever has it. Not its plans: see support/reused.py.
+# The state of a session that its statements can see. Not its plans: see support/reused.py.
 SESSION = """
     select current_user, session_user, current_setting('application_name') as application,
         (select array_agg(name) from pg_settings where setting <> reset_val) as settings,
@@ -89,6 +92,33 @@ def test_a_test_finds_nothing_of_the_one_before(reused: Reused) -> None:
         assert add_feature(conn, {}) == 1
         assert add_phase(conn, 1, 1) == "queue-1-1"
         reused.take(0)
+
+
+@pytest.mark.skipif("PGCOORD_TEST_DSN" in os.environ, reason="its processes may be elsewhere")
+def test_a_session_that_is_slow_to_end_leaves_no_prepared_statement(
+    reused: Reused, server: str
+) -> None:
+    pid = reused.connect().info.backend_pid
+    asked = "select query_start from pg_stat_activity where pid = %s"
+
+    def let_go() -> None:
+        """Let the other session end once it was waited for with more statements than are few."""
+        with psycopg.connect(server, autocommit=True) as admin:
+            starts: set[object] = set()
+            while len(starts) < 20:
+                starts.add(admin.execute(asked, [pid]).fetchone())
+        os.kill(other.info.backend_pid, signal.SIGCONT)
+
+    with psycopg.connect(reused.dsn) as other:
+        os.kill(other.info.backend_pid, signal.SIGSTOP)
+        waiting = threading.Thread(target=let_go)
+        waiting.start()
+        reused.take(0)
+        waiting.join()
+        other.close()
+    row = reused.connect().execute(SESSION).fetchone()
+    assert row
+    assert row["prepared"] == 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from support import PATIENCE
+
 CONFTEST = """
 import signal
 import pytest
@@ -65,15 +67,15 @@ import pytest
 async def test_that_makes_what_is_shared(reader):
     pass
 
-@pytest.mark.timeout(2)
+@pytest.mark.timeout(5)
 async def test_that_waits(reader):
     await reader.readline()
 
-@pytest.mark.timeout(2)
+@pytest.mark.timeout(5)
 async def test_whose_fixture_waits(silent):
     pass
 
-@pytest.mark.timeout(2)
+@pytest.mark.timeout(5)
 async def test_whose_fixture_waits_in_the_end(endless):
     pass
 
@@ -102,14 +104,14 @@ def run_tests(folder: Path) -> str:
     result = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-n", "1", "-W", "error"),
-            *("-o", "timeout=60", "-o", "anyio_mode=auto", "-p", "support.timeouts"),
+            *("-o", f"timeout={PATIENCE}", "-o", "anyio_mode=auto", "-p", "support.timeouts"),
         ],
         cwd=folder,
         env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,
-        timeout=90,
+        timeout=2 * PATIENCE,
     )
     assert result.returncode == 1, result.stdout + result.stderr
     return result.stdout

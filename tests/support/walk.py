@@ -16,7 +16,7 @@ from pathlib import Path
 
 from support.ports import free_port
 
-BLOCK_TIMEOUT = 300  # seconds for a block: one of them installs what pgcoord needs
+BLOCK_TIMEOUT = 900  # seconds for a block: one of them installs what pgcoord needs
 
 BESIDE = "<!-- in a second terminal -->"
 

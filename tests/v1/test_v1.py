@@ -22,6 +22,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
+from support import PATIENCE
 from support.database import add_feature, contents, upgrade
 from support.desk import Desk, until
 from support.sql_document import plain, steps
@@ -84,6 +85,14 @@ def features(dsn: str) -> dict[int, dict[str, Any]]:
         " join planned_features as p using (id)",
     )
     return {row["id"]: row for row in found}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def patient() -> Iterator[None]:
+    """Sessions of the tests have ended, but a loaded server takes its time to list none of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(v1, "DISCONNECT_TIMEOUT", PATIENCE)
+        yield
 
 
 @dataclass(frozen=True)
@@ -686,9 +695,17 @@ def statements(script: str) -> list[str]:
 
 
 class Dying(psycopg.Connection[Any]):
-    """A connection that runs one statement after another, and is killed at one of them."""
+    """A connection that runs one statement after another, and is killed at one of them.
 
-    left = 0
+    `writers` are the transactions that have written so far.
+    """
+
+    left = 10_000_000
+    notes = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.writers: set[str] = set()
 
     def execute(self, query: Any, *args: Any, **options: Any) -> Any:
         done = None
@@ -697,14 +714,10 @@ class Dying(psycopg.Connection[Any]):
                 super().execute("select pg_terminate_backend(pg_backend_pid())")
             self.left -= 1
             done = super().execute(each, *args, **options)
+            if self.notes:
+                found = super().execute("select pg_current_xact_id_if_assigned()::text")
+                self.writers |= {name for (name,) in found if name}
         return done
-
-
-def count_statements(dsn: str, **options: Any) -> int:
-    with Dying.connect(dsn, autocommit=True) as conn:
-        conn.left = 10_000_000
-        v1.migrate(conn, actor="ann", dry_run=True, **options)
-        return 10_000_000 - conn.left
 
 
 def die_at(dsn: str, number: int) -> None:
@@ -715,28 +728,25 @@ def die_at(dsn: str, number: int) -> None:
     assert conn.broken
 
 
-def die_everywhere(dsn: str, step: int) -> None:
-    build(dsn, *DIALECTS["chain"])
-    was = contents(dsn)
-    number = count_statements(dsn)
-    assert number > 500
-    for each in range(0, number, step):
-        die_at(dsn, each)
-        [left] = rows(dsn, "select to_regnamespace('pgcoord_v1') is null as gone")
-        assert left == {"gone": True}, each
-    assert contents(dsn) == was
-    migrate(dsn)
-
-
 @pytest.mark.scale
-def test_a_server_that_dies_at_a_statement_leaves_the_old_database(empty: str) -> None:
-    die_everywhere(empty, 211)
-
-
-@pytest.mark.scale
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_server_that_dies_at_any_statement_leaves_the_old_database(empty: str) -> None:
-    die_everywhere(empty, 1)
+    """One transaction writes, whose statements are all alike then: every seventh is died at."""
+    build(empty, *DIALECTS["chain"])
+    was = contents(empty)
+    with Dying.connect(empty, autocommit=True) as conn:
+        v1.migrate(conn, actor="ann", dry_run=True)
+        number = Dying.left - conn.left
+    assert number > 500
+    for each in (*range(0, number, 7), number - 1):
+        die_at(empty, each)
+        [left] = rows(empty, "select to_regnamespace('pgcoord_v1') is null as gone")
+        assert left == {"gone": True}, each
+    assert contents(empty) == was
+    with Dying.connect(empty, autocommit=True) as conn:
+        conn.notes = True
+        assert v1.migrate(conn, actor="ann") is not None
+        assert len(conn.writers) == 1
 
 
 @pytest.mark.scale
@@ -819,7 +829,8 @@ def test_an_object_in_the_way_is_named_and_nothing_changed(empty: str) -> None:
 
 
 @pytest.mark.scale
-def test_a_connection_of_version_1_is_named(empty: str) -> None:
+def test_a_connection_of_version_1_is_named(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v1, "DISCONNECT_TIMEOUT", 2.0)
     build(empty, "chain")
     with psycopg.connect(make_conninfo(empty, application_name="uvicorn")) as other:
         pid = other.info.backend_pid
@@ -1116,7 +1127,7 @@ order by f, n
 
 
 @pytest.mark.scale
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_million_rows_are_carried_over_and_the_duration_is_printed(
     empty: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,6 @@
 """The panel's pages that edit a phase, or delete a phase or a feature.
 
-They are no actions of `pgcoord.actions`: an edit is an UPDATE of the columns that people edit;
+They are not in the table of `pgcoord.actions`: an edit is an UPDATE of columns that people edit;
 deleting requires the owner of the database, which `serve` need not be.
 """
 
@@ -112,7 +112,7 @@ def _numbers(text: str) -> list[int]:
         return []
     if not all(each.isascii() and each.isdecimal() and len(each) < 10 for each in words):
         raise InvalidInput(
-            f"{text!r:.60} are no numbers of phases", hint='Such as "1, 2"; or "none".'
+            f"{text!r:.60} are not numbers of phases", hint='Such as "1, 2"; or "none".'
         )
     return [int(each) for each in words]
 

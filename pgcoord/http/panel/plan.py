@@ -252,7 +252,7 @@ _SHOWS = ("check", "rows", "add")
 async def _with_rows(text: str, form: Form) -> str:
     """Return the plan *text* with what was changed in the form's rows since they were drawn.
 
-    Raises `InvalidPlan` and `InvalidInput`; none if the form asks for another deed.
+    Raises `InvalidPlan` and `InvalidInput`; neither if the form asks for another action.
     """
     from pgcoord.planner.rows import Changes, change_plan
 

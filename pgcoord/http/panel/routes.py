@@ -81,7 +81,7 @@ def _assets_version() -> str:
 
 @error_page
 async def overview(request: Request) -> Response:
-    """Answer with the overview, filtered by `show` and `q`; also what happened since last seen."""
+    """Answer with the overview, filtered by `show` and `q`, and the events since the last visit."""
     state = request.query_params.get("show", "all")
     if state not in (*format.FEATURE_FILTERS, *format.STATES):
         raise NotFound(f"there is no filter {state!r:.60}", hint="Follow a link of the overview.")
@@ -145,7 +145,7 @@ async def feature(request: Request) -> Response:
 
 @error_page
 async def schedule(request: Request) -> Response:
-    """Answer with a schedule, its next times, and what became of the last ones."""
+    """Answer with a schedule, its next due times, and the results of its last runs."""
     return await show(request, SchedulePage(schedule_of(request)))
 
 
@@ -184,7 +184,8 @@ async def export_history(request: Request) -> Response:
     kind = request.path_params["kind"]
     if kind not in _ATTACHED:
         raise NotFound(
-            f"the history is not sent as {kind!r:.60}", hint="There is /history.csv, /history.json."
+            f"the history cannot be exported as {kind!r:.60}",
+            hint="There is /history.csv, /history.json.",
         )
     async with state_of(request).acting(request) as conn:
         events = await _history_of(request).events(conn, _MOST_EXPORTED)
