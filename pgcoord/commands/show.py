@@ -29,6 +29,9 @@ def register(app: typer.Typer) -> None:
     app.command()(result)
 
 
+# The most free slots of a pool that `status` names by their numbers.
+_FREE_BY_NUMBER = 5
+
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […],
 "schedules": […], "refused_schedules": […]}
 
@@ -213,11 +216,13 @@ def _header(current: _Status) -> list[Any]:
 
 def _slots(current: _Status) -> Iterator[str]:
     for pool in current.pools:
-        slots = [
-            f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}"
-            for each in current.slots
-            if each.pool == pool.pool
-        ]
+        shown = [each for each in current.slots if each.pool == pool.pool]
+        free = sum(each.queue_id is None for each in shown)
+        if free > _FREE_BY_NUMBER:
+            shown = [each for each in shown if each.queue_id is not None]
+        slots = [f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in shown]
+        if free > _FREE_BY_NUMBER:
+            slots.append(f"{free} free")
         name = "slots"
         if pool.pool != "local":
             name = f"pool {pool.pool} ({printable(pool.launcher)})"

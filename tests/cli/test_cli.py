@@ -730,6 +730,8 @@ def test_status_shows_slots_and_the_phases_of_unfinished_features(
     assert output[1].startswith("coordinator: process 1 on here, since ")
     assert output[2].startswith("everything is paused since ")
     assert output[3] == "Feature 2: a  0/2 (0 %) in progress"
+    desk.say("slots", "40")
+    assert desk.say("status").splitlines()[0] == "slots: 1 queue-2-1, 39 free"
     assert re.fullmatch(r"├── ▷ ready      1 Phase 1 · slot 1 · \d s", output[4])
     assert output[5:] == ["└── · queued     2 Phase 2 · waits for phase 1, ready"]
     assert "Feature 1: a  1/1 (100 %) completed" in desk.say("status", "--all").splitlines()
