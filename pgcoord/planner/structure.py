@@ -305,22 +305,9 @@ def read_structure(feature: Feature) -> Structure:
             f" {MOST_CHARACTERS:,} are planned at most",
             hint="Describe the work, and put the rest into files that it names.",
         )
+    text = text.translate({0xA0: " ", 0x202F: " "})  # a blank that does not break is one
     text = "\n".join(as_markdown(_without_front_matter(text.split("\n"))))
-    reading = _Reading(text.split("\n"))
-    tokens = _markdown.parse(text)
-    reading.steps = _numbered_sections(tokens, reading.lines)
-    reading.drawn = frozenset(
-        without_markup(each).casefold()
-        for graph in graphs_in(text)
-        for each in graph.labels.values()
-    )
-    reading.is_design = any(
-        one.type == "heading_open"
-        and one.tag != "h1"
-        and _OF_WORK.match(without_markup(other.content))
-        for one, other in pairwise(tokens)
-    )
-    reading.read(tokens)
+    reading = _read(text)
     work, notes = find_needs([each for each in reading.pieces if each.is_work], text)
     details = [each.text for each in reading.pieces if not each.is_work]
     if work:
@@ -343,6 +330,26 @@ def read_structure(feature: Feature) -> Structure:
         in_prose=not work,
         notes=tuple(notes),
     )
+
+
+def _read(text: str) -> "_Reading":
+    """Read the Markdown *text*, block by block."""
+    reading = _Reading(text.split("\n"))
+    tokens = _markdown.parse(text)
+    reading.steps = _numbered_sections(tokens, reading.lines)
+    reading.drawn = frozenset(
+        without_markup(each).casefold()
+        for graph in graphs_in(text)
+        for each in graph.labels.values()
+    )
+    reading.is_design = any(
+        one.type == "heading_open"
+        and one.tag != "h1"
+        and _OF_WORK.match(without_markup(other.content))
+        for one, other in pairwise(tokens)
+    )
+    reading.read(tokens)
+    return reading
 
 
 class _Step(NamedTuple):

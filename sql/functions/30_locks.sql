@@ -276,7 +276,10 @@ begin
         when 'feature' then perform 1 from public.planned_features where id = v_key::integer for no key update;
         when 'phase' then perform 1 from public.phase_queue where queue_id = v_key for no key update;
         when 'attempt' then perform 1 from pgcoord.attempt where id = v_key::bigint for no key update;
-        when 'slot' then perform 1 from pgcoord.slot where number = v_key::smallint for update;
+        when 'slot' then
+            perform 1 from pgcoord.slot where number = v_key::smallint for update;
+            -- What a claim takes with it; key share, as it conflicts with what makes a claim skip it.
+            perform 1 from pgcoord.free_slot where number = v_key::smallint for key share;
     end case;
 end $$;
 

@@ -279,7 +279,9 @@ begin
             or new.parked <> old.parked
             or new.gated <> old.gated and new.phase_data ->> 'gate' is not distinct from old.phase_data ->> 'gate')
         then
-            if not pgcoord_private.writes_state() then
+            if not pgcoord_private.writes_state() or new.parked and new.lock is null
+                or (new.finished_timestamp is null) = pgcoord_private.ended(new.status)
+            then
                 perform pgcoord_private.refuse_derived(old, new);
             end if;
             perform pgcoord_private.check_times('phase ' || old.queue_id,

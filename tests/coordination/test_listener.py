@@ -34,7 +34,7 @@ from pgcoord.database.listener import (
 from pgcoord.database.work import NextWork
 from pgcoord.errors import DatabaseUnusable
 
-STEPS = ["before claim", "after claim", "after attend", "after agenda"]
+STEPS = ["before claim", "after claim", "after attend", "after next work"]
 
 
 def before_waiting(listener: Listener, do: Callable[[], Awaitable[None]]) -> None:
@@ -71,7 +71,7 @@ class Stepped(Coordinator):
 
     async def _lead(self) -> None:
         assert self._leadership.listener
-        before_waiting(self._leadership.listener, lambda: self._reach("after agenda"))
+        before_waiting(self._leadership.listener, lambda: self._reach("after next work"))
         await super()._lead()
 
 

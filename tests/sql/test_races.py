@@ -192,7 +192,7 @@ def test_a_claim_skips_a_phase_that_a_person_has_locked_until_the_commit(
     assert claim(conn, epoch) == ["queue-1-1"]
 
 
-def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_on_the_agenda(
+def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_named_by_next_work(
     conn: Connection, epoch: int, first: Session
 ) -> None:
     add_feature(conn, {1: []})
