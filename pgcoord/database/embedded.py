@@ -33,8 +33,10 @@ SOCKET = f".s.PGSQL.{PORT}"
 LONGEST_SOCKET = 103  # bytes: what macOS allows; Linux allows 107
 TIMEOUT = 120  # seconds: recovery, or the checkpoint of a shutdown, may take long
 PAUSE = 0.1  # seconds between two checks, as in pg_ctl
-_MOST_DEATHS = 10  # of servers that were killed as they started
-_SAYS_WHY = re.compile(r"\b(FATAL|PANIC): ")
+_MOST_DEATHS = 10  # of servers that were killed, or stopped, as they started
+# Why a server ends by itself; not what it tells clients that come too early.
+_SAYS_WHY = re.compile(r"\b(FATAL|PANIC): +(?!the database system is )")
+_READY = "ready to accept connections"
 PATIENCE = 5  # seconds from SIGQUIT to SIGKILL, as a server has with its own processes
 
 # The variables of the caller that the server gets. Not its secrets, which phases could read there;
@@ -388,7 +390,10 @@ class EmbeddedPostgres:
                 self._end_orphans(signal.SIGQUIT if passed < PATIENCE else signal.SIGKILL)
             occupied = self._occupied()
             # The one that was there is gone, or ours was killed: one that ends by itself says why.
-            died = not said or ("starting PostgreSQL" in output and not _SAYS_WHY.search(output))
+            died = not said or (
+                "starting PostgreSQL" in output
+                and (_READY in output or not _SAYS_WHY.search(output))
+            )
             killed += died and not occupied
             if not (orphans or occupied or died) or killed > _MOST_DEATHS or passed > TIMEOUT:
                 what = "runs and does not answer" if occupied else "does not start"

@@ -477,8 +477,9 @@ def test_a_kill_in_the_middle_of_initdb_leaves_no_half_cluster(
     assert not half_made.exists()
 
 
-def test_a_server_that_is_killed_as_it_starts_is_started_again(
-    stopped: EmbeddedPostgres, make: Make, tmp_path: Path
+@pytest.mark.parametrize("number", ["KILL", "INT"])
+def test_a_server_that_is_ended_as_it_starts_is_started_again(
+    stopped: EmbeddedPostgres, make: Make, tmp_path: Path, number: str
 ) -> None:
     stopped.start()
     stopped.stop()
@@ -491,7 +492,11 @@ def test_a_server_that_is_killed_as_it_starts_is_started_again(
         f"""#!/bin/sh
         [ "${{*%start}}" = "$*" ] || [ -e {tmp_path}/killed ] || {{
             touch {tmp_path}/killed
-            {real}/pg_ctl "$@" && kill -9 $(head -1 data/postmaster.pid)
+            {real}/pg_ctl "$@"
+            # As to a client that comes too early:
+            echo "[1] FATAL:  the database system is starting up" >>log
+            pid=$(head -1 data/postmaster.pid) && kill -{number} $pid
+            while kill -0 $pid 2>&-; do sleep 0.1; done
             exit 1
         }}
         exec {real}/pg_ctl "$@"
