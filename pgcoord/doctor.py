@@ -98,7 +98,10 @@ async def examine(dsn: str, machine: Machine, *, probes: bool = False) -> list[F
         for pool in machine.configuration.pools.values():
             if pool.launcher != LOCAL:
                 findings += await _pool(pool, machine, probes=probes)
-    findings.append(_disk(await _runs_folder(dsn, machine)))
+    pools = machine.configuration.pools.values() if machine.configuration else ()
+    shared = [Path(str(each.settings["folder"])) for each in pools if "folder" in each.settings]
+    for folder in dict.fromkeys([*shared, await _runs_folder(dsn, machine)]):
+        findings.append(await asyncio.to_thread(_disk, folder))
     return findings
 
 

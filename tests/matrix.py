@@ -86,7 +86,7 @@ def install(version: str) -> Path | None:
     shutil.rmtree(making, ignore_errors=True)  # of an installation that was interrupted
     making.mkdir(parents=True)
     try:
-        # By npm itself: it knows its registry, the way there and whom to trust.
+        # By npm itself, which knows its registry, its proxy and its certificates.
         subprocess.run(
             ["npm", "pack", name, *_NPM, "--pack-destination", making],
             cwd=making,

@@ -420,7 +420,10 @@ def _slots_in_words(pool: "Pool", slots: list["Slot"], named: bool) -> str:
     if named:
         undeclared = "" if pool.declared else ", taken out of the configuration"
         line = f"{pool.pool} ({pool.launcher}{undeclared}): {line}"
-    return f"{line}; {', '.join(draining)} runs to its end beyond them" if draining else line
+    if not draining:
+        return line
+    run = "runs to its end" if len(draining) == 1 else "run to their end"
+    return f"{line}; {', '.join(draining)} {run} beyond them"
 
 
 def prune(

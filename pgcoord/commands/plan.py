@@ -1,5 +1,6 @@
 """The command that plans: a feature of the database, or one that a file describes."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -146,12 +147,16 @@ def _check_options(is_stored: bool, options: list[str], hours: float | None) -> 
     *options*: those of --from, --execute, --again and --show that were given, in this order.
     """
     if not is_stored and options:
-        raise typer.BadParameter("it is for a feature, given by its number.", param_hint=options[0])
+        raise typer.BadParameter(
+            "expected with the number of a feature, not with a file.", param_hint=options[0]
+        )
     ways = [name for name in options if name != "--execute"]
     if len(ways) > 1 or {"--show", "--execute"} <= set(options):
         raise typer.BadParameter(f"not together with {options[0]}.", param_hint=options[1])
     if is_stored and hours is not None:
-        raise typer.BadParameter("a feature has its own.", param_hint="--hours")
+        raise typer.BadParameter(
+            "expected with a file: a feature has its own estimate.", param_hint="--hours"
+        )
 
 
 def show_check(path: Path, read: "Plan", as_json: bool) -> None:
@@ -358,10 +363,21 @@ def _plan_file(planner: "FeaturePlanner", path: Path, hours: float | None) -> _C
             say(f"pgcoord: {note}", err=True)
         rows = [each.row() for each in read.phases]
         return None, Feature(read.title, read.description), Planned(rows, "file"), _USUAL_SLOTS
-    feature = described_by(text, hours)
+    feature = described_by(text, hours, _called(path))
     if not feature.title:
         raise InvalidInput(f"{path}: it is empty: expected a title, and a description below it")
     return None, feature, asyncio.run(planner.plan(feature)), _USUAL_SLOTS
+
+
+def _called(path: Path) -> str:
+    """Return a title for a file that has none: its name, or its folder's where that says less."""
+    telling = [
+        each
+        for each in (path.stem, path.resolve().parent.name)
+        if each and each.lower() not in ("-", "plan", "plans", "task", "tasks", "todo", "readme")
+    ]
+    words = re.sub(r"[-_\s]+", " ", telling[0] if telling and str(path) != "-" else "").strip()
+    return words[:1].upper() + words[1:] or "Plan"
 
 
 def _read(path: Path) -> str:

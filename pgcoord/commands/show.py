@@ -1,6 +1,6 @@
 """Commands that only read the database: status, why, result."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -29,6 +29,9 @@ def register(app: typer.Typer) -> None:
     app.command()(result)
 
 
+# The most free slots of a pool that `status` names by their numbers.
+_FREE_BY_NUMBER = 5
+
 _JSON = """--json prints {"slots": […], "paused_at", "coordinator", "lead_blocker", "features": […],
 "schedules": […], "refused_schedules": […]}
 
@@ -46,7 +49,7 @@ Times are ISO 8601 with their offset, or null. Later releases may add keys."""
 
 
 @dataclass(frozen=True)
-class _Standing:
+class _Status:
     """What `status` prints: slots, coordinator, features and costs, read at one moment.
 
     *unwatched*: since when no coordinator runs, in words; None while one leads. *costs* is empty
@@ -87,9 +90,7 @@ class _Standing:
         }
 
 
-async def _read(
-    conn: "Connection", feature: int | None, finished: bool, *, costs: bool
-) -> _Standing:
+async def _read(conn: "Connection", feature: int | None, finished: bool, *, costs: bool) -> _Status:
     from pgcoord.commands.progress import Snapshot, read_snapshot
     from pgcoord.database import reads, schedules
 
@@ -102,7 +103,7 @@ async def _read(
         ]
     leader = await reads.leader(conn)
     blocker = None if leader else await reads.lead_blocker(conn)
-    return _Standing(
+    return _Status(
         await reads.pools(conn),
         await reads.slots(conn),
         await reads.paused(conn),
@@ -139,27 +140,28 @@ def status(
 
         if as_json or not is_terminal():
             raise typer.BadParameter(
-                "it draws on a terminal that can redraw lines.", param_hint="--watch"
+                "expected on a terminal that can redraw lines, without --json.",
+                param_hint="--watch",
             )
     existing = existing_dsn(ctx, dsn)
 
-    async def read(conn: "Connection") -> _Standing:
+    async def read(conn: "Connection") -> _Status:
         return await _read(conn, feature, finished, costs=as_json)
 
-    async def once() -> _Standing:
+    async def once() -> _Status:
         async with session(existing) as conn:
             return await read(conn)
 
     if watch:
         complete(existing, _watch(existing, read))
         return
-    standing = complete(existing, once())
+    current = complete(existing, once())
     if as_json:
-        say_json(standing.as_json())
+        say_json(current.as_json())
         return
     from pgcoord.commands.progress import console
 
-    console().print(_shown(standing, in_full=feature is not None))
+    console().print(_shown(current, in_full=feature is not None))
 
 
 async def _watch(dsn: str, read: Any) -> None:
@@ -167,15 +169,15 @@ async def _watch(dsn: str, read: Any) -> None:
 
     from pgcoord.commands.progress import follow, live
 
-    latest: list[_Standing] = []
+    latest: list[_Status] = []
     with live(lambda: _shown(latest[0]) if latest else "") as drawn:
         async with aclosing(follow(dsn, read)) as readings:
-            async for standing in readings:
-                latest[:] = [standing]
+            async for current in readings:
+                latest[:] = [current]
                 drawn.refresh()
 
 
-def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
+def _shown(current: _Status, *, in_full: bool = False) -> "RenderableType":
     from rich.console import Group
 
     from pgcoord.commands.progress import feature_line, feature_tree
@@ -184,12 +186,12 @@ def _shown(standing: _Standing, *, in_full: bool = False) -> "RenderableType":
         feature_tree(each)
         if in_full or each.feature.status in ("planned", "in_progress")
         else feature_line(each.feature)
-        for each in standing.features
+        for each in current.features
     ]
     return (
-        Group(*_header(standing), *trees)
+        Group(*_header(current), *trees)
         if trees
-        else Group(*_header(standing), "no unfinished features")
+        else Group(*_header(current), "no unfinished features")
     )
 
 
@@ -200,49 +202,55 @@ def _at(slot: "Slot") -> str:
     return f" ({printable(', '.join(words))})" if words else ""
 
 
-def _header(standing: _Standing) -> list[Any]:
+def _header(current: _Status) -> list[Any]:
     from rich.text import Text
 
     # Slots are cut at the width of the terminal; advice is wrapped.
-    lines = []
-    for pool in standing.pools:
-        slots = [each for each in standing.slots if each.pool == pool.pool]
-        slot_words = [
-            f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in slots
-        ]
+    lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in _slots(current)]
+    if current.unwatched:
+        goes_on = "this is the last known state; 'pgcoord serve' continues"
+        lines.insert(0, Text(f"{printable(current.unwatched)}: {goes_on}"))
+    sentences = [*_coordinator(current), *_schedules(current)]
+    return [*lines, *map(Text, sentences)]
+
+
+def _slots(current: _Status) -> Iterator[str]:
+    for pool in current.pools:
+        shown = [each for each in current.slots if each.pool == pool.pool]
+        free = sum(each.queue_id is None for each in shown)
+        if free > _FREE_BY_NUMBER:
+            shown = [each for each in shown if each.queue_id is not None]
+        slots = [f"{each.slot} {printable(each.queue_id or 'free')}{_at(each)}" for each in shown]
+        if free > _FREE_BY_NUMBER:
+            slots.append(f"{free} free")
         name = "slots"
         if pool.pool != "local":
             name = f"pool {pool.pool} ({printable(pool.launcher)})"
-        line = f"{name}: {', '.join(slot_words) or 'none'}"
-        lines.append(Text(line, no_wrap=True, overflow="ellipsis"))
-    sentences = []
-    leads = standing.coordinator
+        yield f"{name}: {', '.join(slots) or 'none'}"
+
+
+def _coordinator(current: _Status) -> Iterator[str]:
+    leads = current.coordinator
     if leads:
         since = _time(leads.lead_at)
-        sentences.append(
-            f"coordinator: process {leads.pid} on {printable(leads.host)}, since {since}"
-        )
-    elif standing.lead_blocker:
-        sentences.append(f"coordinator: none leads: {printable(standing.lead_blocker.words)}")
-        sentences.append(f"  end it: {printable(standing.lead_blocker.remedy)}")
-    elif standing.unwatched is None:
-        sentences.append("coordinator: none runs ('pgcoord serve' starts one)")
-    if standing.unwatched:
-        goes_on = "this is the last known state; 'pgcoord serve' continues"
-        lines.insert(0, Text(f"{printable(standing.unwatched)}: {goes_on}"))
-    if standing.paused_at:
-        since = _time(standing.paused_at)
-        sentences.append(f"everything is paused since {since} ('pgcoord resume')")
-    sentences += [
-        f"schedule {each.name}: {printable(each.words)}"
-        + (f" ({each.origin})" if each.declared else "")
-        for each in standing.schedules
-    ]
-    sentences += [
-        f"schedule {printable(each.name)} of pgcoord.toml is not stored: {printable(each.error)}"
-        for each in standing.refused_schedules
-    ]
-    return [*lines, *map(Text, sentences)]
+        yield f"coordinator: process {leads.pid} on {printable(leads.host)}, since {since}"
+    elif current.lead_blocker:
+        yield f"coordinator: none leads: {printable(current.lead_blocker.words)}"
+        yield f"  end it: {printable(current.lead_blocker.remedy)}"
+    elif current.unwatched is None:
+        yield "coordinator: none runs ('pgcoord serve' starts one)"
+    if current.paused_at:
+        since = _time(current.paused_at)
+        yield f"everything is paused since {since} ('pgcoord resume')"
+
+
+def _schedules(current: _Status) -> Iterator[str]:
+    for each in current.schedules:
+        origin = f" ({each.origin})" if each.declared else ""
+        yield f"schedule {each.name}: {printable(each.words)}{origin}"
+    for refused in current.refused_schedules:
+        name, error = printable(refused.name), printable(refused.error)
+        yield f"schedule {name} of pgcoord.toml is not stored: {error}"
 
 
 def _time(at: datetime) -> str:

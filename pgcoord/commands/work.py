@@ -127,7 +127,9 @@ def run(
     assert work is not None
     if dry_run:
         if plan is None or isinstance(work, int):
-            raise typer.BadParameter("it is of a plan.", param_hint="--dry-run")
+            raise typer.BadParameter(
+                "expected with a plan, not with --feature.", param_hint="--dry-run"
+            )
         _show_dry_run(work, configuration, surroundings, as_json=as_json)
         return
     context = make_context(surroundings, dsn)

@@ -11,7 +11,7 @@ import errno
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
@@ -387,8 +387,8 @@ class Engines:
         self._coordination = coordination
         self._pools: dict[str, Pool] = {}
         self._declared: dict[str, DeclaredPool] = {}
-        self._moved: set[int] = set()  # attempts whose job another launcher has
-        self._former: dict[str, Pool] = {}
+        self._moved: dict[int, str] = {}  # attempts whose job another launcher has, and which
+        self._former: dict[tuple[str, str], Pool] = {}  # by pool and launcher
         self._names = ("", "")
 
     async def declare(self, conn: Connection) -> None:
@@ -402,6 +402,9 @@ class Engines:
                 pool.watch.is_retired = True
             if declared.launcher in LAUNCHERS:
                 self.pool(name).watch.hurry()
+        for (name, launcher), former in self._former.items():
+            if (again := self._declared.get(name)) and again.launcher == launcher:
+                former.watch.engine = self.pool(name).engine  # its jobs can be ended again
 
     def pool_of(self, assignment: Assignment) -> "Pool":
         """Return the pool of an attempt; for a job of its former launcher, that engine's pool.
@@ -409,12 +412,16 @@ class Engines:
         The pool's present launcher does not know that job, which proves nothing about it.
         """
         name = assignment.pool
-        if assignment.attempt_id not in self._moved:
+        launcher = self._moved.get(assignment.attempt_id)
+        if launcher is None:
             return self.pool(name)
-        if name not in self._former:
-            engine = _Unusable(f"its job is at the former launcher of pool {name}")
-            self._former[name] = self._make_pool(name, engine, shares_folder=True)
-        return self._former[name]
+        if (name, launcher) not in self._former:
+            engine = _Unusable(
+                f"its job is at {launcher}, the former launcher of pool {name}:"
+                " declare that one again, or end the job there"
+            )
+            self._former[name, launcher] = self._make_pool(name, engine, shares_folder=True)
+        return self._former[name, launcher]
 
     def pool(self, name: str) -> "Pool":
         """Return the pool *name*, made on first use.
@@ -487,6 +494,7 @@ class EngineSupervision(Supervision):
         self._news = self._watcher.news
         self._job: str | None = None
         self._noted: tuple[str | None, str | None] = (None, None)
+        self._stuck: str | None = None  # why it cannot be ended now
         self._submissions = 0
         self._since = now()
         self._quiet_since: float | None = None
@@ -762,10 +770,10 @@ class EngineSupervision(Supervision):
         return await self._conclude_without_report(listed)
 
     def _waits_for(self, listed: ListedJob | None) -> str | None:
-        """Return why the job has not begun, in words; None if it has, or that is not known yet."""
+        """Return why the job has not begun, or cannot be ended, in words; None if unknown yet."""
         watch = self._pool.watch
-        if self._begun:
-            return None
+        if self._begun or self._stuck:
+            return self._stuck
         if watch.trouble:
             return f"its engine does not answer: {watch.trouble}"
         if listed is None:
@@ -806,6 +814,8 @@ class EngineSupervision(Supervision):
         if status is None and self.is_ending:
             status = KILLED
         if status is None:
+            said = await asyncio.to_thread(_lines_of_engine, Path(self.assignment.folder))
+            words += f": {said[-1]}" if said else ""
             await self._give_up(
                 "lost",
                 f"no report of it came ({words}); its process may still run",
@@ -838,30 +848,35 @@ class EngineSupervision(Supervision):
         self.is_ending = True
         logger.info("%s is being ended", self.assignment)
         wait = GRACE.total_seconds()
-        for end in (self._pool.engine.terminate, self._pool.engine.kill):
-            await self._end_all(end)
+        for is_kill in (False, True):
+            await self._end_all(is_kill)
             self._pool.watch.hurry()
             await asyncio.sleep(2 * wait)  # the wrapper sends SIGKILL itself after one
         while True:
-            await self._end_all(self._pool.engine.kill)
+            await self._end_all(is_kill=True)
             self._pool.watch.hurry()
             await asyncio.sleep(ASKS[0])
 
-    async def _end_all(self, end: Callable[[str], Awaitable[None]]) -> None:
-        """Call *end* for each living job of this name; retry while the engine does not answer."""
+    async def _end_all(self, is_kill: bool) -> None:
+        """End each living job of this name; retry while the engine does not answer."""
         while True:
             try:
                 for each in (await self._pool.watch.query()).get(self.name, ()):
                     if each.state is not EngineState.ENDED:
                         async with self._pool.watch.calls:
-                            await end(each.job)
+                            engine = self._pool.engine  # another, once it is declared again
+                            await (engine.kill if is_kill else engine.terminate)(each.job)
+                self._stuck = None
                 return
             except NotNow as error:
-                logger.warning("%s cannot be ended now: %s", self.assignment, error)
+                before, self._stuck = self._stuck, f"it cannot be ended now: {error}"
+                if self._stuck != before:
+                    logger.warning("%s: %s", self.assignment, self._stuck)
+                await self._note(self._job, self._stuck)
                 await asyncio.sleep(ASKS[0])
 
     async def _note(self, job: str | None, waits_for: str | None) -> None:
-        """Record the job's id and why it waits, if either has changed (`jobs.note_job`)."""
+        """Record the job's id and why it waits, or stays, if either changed (`jobs.note_job`)."""
         if (job, waits_for) != self._noted:
             self._noted = job, waits_for
             self._job = job
@@ -887,12 +902,8 @@ def engine_messages(folder: Path) -> str:
     The engine or the wrapper writes there; the wrapper's lines come last: they say more. Adds a
     likely cause if one is known. Blocks on I/O.
     """
-    try:
-        text = plain_files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
-    except OSError:
-        text = ""
-    lines = text.replace("\0", "").splitlines()[-5:]
-    lines.sort(key=lambda line: line.startswith("pgcoord: "))
+    lines = _lines_of_engine(folder)
+    text = "\n".join(lines)
     if not lines and (folder / ORDER).exists():
         lines = [f"the node wrote nothing to {folder}: is that folder shared with it?"]
     elif "SyntaxError" in text and "/job.sh" in text:
@@ -902,6 +913,15 @@ def engine_messages(folder: Path) -> str:
     ):  # from the wrapper: Python before 3.8 does not know its first statement
         lines.append("the python3 of the node is older than 3.8, or none")
     return "".join(f"\n{line}" for line in lines)
+
+
+def _lines_of_engine(folder: Path) -> list[str]:
+    try:
+        text = plain_files.read_plain(folder, "engine.log", 4_000).decode(errors="replace")
+    except OSError:
+        return []
+    lines = text.replace("\0", "").splitlines()[-5:]
+    return sorted(lines, key=lambda line: line.startswith("pgcoord: "))
 
 
 def _changed(watchers: list[Watcher]) -> list[Watcher]:

@@ -155,14 +155,18 @@ async def pools(conn: Connection) -> list[DeclaredPool]:
     )
 
 
-async def moved_attempts(conn: Connection) -> set[int]:
-    """Return the open attempts whose job is at another launcher than that of their pool now."""
+async def moved_attempts(conn: Connection) -> dict[int, str]:
+    """Return the open attempts whose job is at another launcher than that of their pool now.
+
+    The result is {id of the attempt: that launcher}.
+    """
     value = await fetch_value(
         conn,
-        "select array_agg(a.id) from pgcoord.attempt as a join pgcoord.pool as o on o.name = a.pool"
+        "select jsonb_object_agg(a.id, a.submitted_to)"
+        " from pgcoord.attempt as a join pgcoord.pool as o on o.name = a.pool"
         " where a.exited_at is null and a.submitted_to <> o.launcher",
     )
-    return set(value or ())
+    return {int(attempt_id): launcher for attempt_id, launcher in (value or {}).items()}
 
 
 async def open_attempts(conn: Connection, host: str, *, engines: bool) -> list[OpenAttempt]:

@@ -33,6 +33,10 @@ SOCKET = f".s.PGSQL.{PORT}"
 LONGEST_SOCKET = 103  # bytes: what macOS allows; Linux allows 107
 TIMEOUT = 120  # seconds: recovery, or the checkpoint of a shutdown, may take long
 PAUSE = 0.1  # seconds between two checks, as in pg_ctl
+_MOST_DEATHS = 10  # of servers that were killed, or stopped, as they started
+# Why a server ends by itself; not what it tells clients that come too early.
+_SAYS_WHY = re.compile(r"\b(FATAL|PANIC): +(?!the database system is )")
+_READY = "ready to accept connections"
 PATIENCE = 5  # seconds from SIGQUIT to SIGKILL, as a server has with its own processes
 
 # The variables of the caller that the server gets. Not its secrets, which phases could read there;
@@ -366,6 +370,7 @@ class EmbeddedPostgres:
     def _launch(self, identity: _Identity) -> None:
         """Start the server, within `TIMEOUT` s, once the remains of an earlier one are gone."""
         began = time.monotonic()
+        killed = 0
         while True:
             start_of_log = self._log.stat().st_size if self._log.exists() else 0
             said = ""
@@ -377,14 +382,20 @@ class EmbeddedPostgres:
                 completed = self._run(identity, "pg_ctl", *self._start_arguments())
                 if completed.returncode == 0:
                     return
-                said = completed.stdout
+                said = completed.stdout or "pg_ctl said nothing"
             passed = time.monotonic() - began
             output = self._log_since(start_of_log)
             orphans = "pre-existing shared memory block" in output
             if orphans:
                 self._end_orphans(signal.SIGQUIT if passed < PATIENCE else signal.SIGKILL)
             occupied = self._occupied()
-            if not (orphans or occupied) or passed > TIMEOUT:
+            # The one that was there is gone, or ours was killed: one that ends by itself says why.
+            died = not said or (
+                "starting PostgreSQL" in output
+                and (_READY in output or not _SAYS_WHY.search(output))
+            )
+            killed += died and not occupied
+            if not (orphans or occupied or died) or killed > _MOST_DEATHS or passed > TIMEOUT:
                 what = "runs and does not answer" if occupied else "does not start"
                 raise self._failure(what, output or said)
             time.sleep(PAUSE)

@@ -25,7 +25,8 @@ _DIGITS = 19
 # What a notification says when a schedule was changed (SQL: 59_schedule.sql).
 _SCHEDULES = "schedules"
 
-# Seconds after which a notification counts as lost: without a pooler, one takes milliseconds.
+# Seconds to wait for a notification, which takes milliseconds without a pooler: where the server
+# answers without one after that, it is lost.
 _LOST_AFTER = 1.0
 
 BALANCED = (
@@ -176,14 +177,18 @@ async def listening(dsn: str, channel: str) -> AsyncIterator[Listener]:
 
 
 async def check_wake_ups(dsn: str) -> None:
-    """Raise `DatabaseUnusable` if no notification arrives through *dsn* within a second.
+    """Raise `DatabaseUnusable` if no notification arrives through *dsn*.
 
     Also if a balancer may send our queries to a stand-by, where a phase that has just started is
     unknown: the coordinator would end it.
     """
     async with await connect(dsn) as conn:
-        if await session.balancer(conn) == "sends":
-            raise DatabaseUnusable(BALANCED, hint=f"Set {UNBALANCED}.")
+        try:
+            balancer = await session.balancer(conn)
+        except psycopg.OperationalError as error:  # the connection was lost meanwhile
+            raise unusable(error) from error
+    if balancer == "sends":
+        raise DatabaseUnusable(BALANCED, hint=f"Set {UNBALANCED}.")
     if await round_trip(dsn) is None:
         raise DatabaseUnusable(
             "notifications do not arrive through this DSN: no work would be started in time",
@@ -219,17 +224,26 @@ async def _round_trip(dsn: str, receiver: _sql.Connection) -> float | None:
                 " lock excludes anybody",
                 hint=_SINGLE,
             )
+        # A server that was slow for a moment has sent it before its answer just now.
+        if receiver.pgconn.notifies():
+            return time.monotonic() - began
+        async for _ in receiver.notifies(timeout=0, stop_after=1):
+            return time.monotonic() - began
     return None
 
 
 async def _another(dsn: str, first: _sql.Connection) -> _sql.Connection:
     """Connect once more; raise `DatabaseUnusable` with the reason where *first* is the only one."""
-    try:
-        return await connect(dsn)
-    except DatabaseUnusable as error:
-        if error.sqlstate is None and await _answers(first):
-            raise only_one_connection(error) from None
-        raise  # with its cause, by which `may_pass` knows it
+    refused = 0
+    while True:
+        try:
+            return await connect(dsn)
+        except DatabaseUnusable as error:
+            if error.sqlstate is not None or not await _answers(first):
+                raise  # with its cause, by which `may_pass` knows it
+            refused += 1
+            if refused == 3:  # no accident
+                raise only_one_connection(error) from None
 
 
 async def _answers(conn: _sql.Connection) -> bool:

@@ -5,6 +5,7 @@ the files or in the database; and sql/roles.sql after them, in a database that w
 """
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -23,6 +24,8 @@ ROLES = assets.SQL / "roles.sql"
 # The number of this schema, which grows with each change of what an upgrade runs, and the digest
 # of that, by which a test notices a change without a new number.
 VERSION = assets.SQL / "version"
+# Deadlocks with readers, after each of which an upgrade is tried again.
+_MOST_DEADLOCKS = 9
 GROUPS = ("pgcoord_reader", "pgcoord_client", "pgcoord_coordinator")
 
 
@@ -36,15 +39,10 @@ def upgrade(conn: psycopg.Connection, *, roles: bool = False) -> list[str]:
     """
     check_server(conn)
     try:
-        with conn.transaction():
-            # Upgrades take turns: the second one sees the changes of the first.
-            conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
-            # A fixed search_path, so that the names in the files mean the same in each session.
-            [path] = conn.execute("select current_setting('search_path')").fetchone() or [""]
-            conn.execute("set local search_path = pg_catalog, pg_temp")
-            ran = _upgrade(conn, roles=roles)
-            conn.execute("select set_config('search_path', %s, true)", [path])
-            return ran
+        for _ in range(_MOST_DEADLOCKS):
+            with suppress(psycopg.errors.DeadlockDetected):
+                return _upgrade_in_turn(conn, roles=roles)
+        return _upgrade_in_turn(conn, roles=roles)
     except psycopg.errors.DependentObjectsStillExist as error:
         raise WrongSchema(
             f"the schema cannot be upgraded: {error.diag.message_primary}",
@@ -55,6 +53,18 @@ def upgrade(conn: psycopg.Connection, *, roles: bool = False) -> list[str]:
             f"the schema cannot be created: {error.diag.message_primary}",
             hint="Run 'pgcoord upgrade' once as the owner of the database.",
         ) from error
+
+
+def _upgrade_in_turn(conn: psycopg.Connection, *, roles: bool) -> list[str]:
+    with conn.transaction():
+        # Upgrades take turns: the second one sees the changes of the first.
+        conn.execute("select pg_advisory_xact_lock(hashtext('pgcoord.upgrade'))")
+        # A fixed search_path, so that the names in the files mean the same in each session.
+        [path] = conn.execute("select current_setting('search_path')").fetchone() or [""]
+        conn.execute("set local search_path = pg_catalog, pg_temp")
+        ran = _upgrade(conn, roles=roles)
+        conn.execute("select set_config('search_path', %s, true)", [path])
+        return ran
 
 
 def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
@@ -89,7 +99,9 @@ def _upgrade(conn: psycopg.Connection, *, roles: bool) -> list[str]:
 
 
 def _apply_functions(conn: psycopg.Connection, files: list[Path]) -> None:
-    # In the lock order of sql/functions/30_locks.sql: an upgrade waits, and never deadlocks.
+    # In the lock order of sql/functions/30_locks.sql: an upgrade waits for transactions that change
+    # something. One that has read some views, and reads others next, may deadlock with it: the new
+    # views lock the old ones, one after the other.
     conn.execute(
         "lock table pgcoord.control, public.planned_features, public.phase_queue,"
         " pgcoord.attempt, pgcoord.slot, pgcoord.event in share row exclusive mode"

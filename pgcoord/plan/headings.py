@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from markdown_it.token import Token
 
-from pgcoord.plan.keys import NUMBER, number_of
+from pgcoord.plan.keys import NUMBER, number_of, plain_line
 from pgcoord.plan.model import Problem
 
 # A hyphen needs a space after it: "Phase 1-2: x" is not phase 1, titled "2: x".
@@ -27,6 +27,9 @@ PHASE_LIKE = re.compile(
     r"|s?\W*(?:(?:no|nr|number)\b\W*)?\d)",
     re.IGNORECASE,
 )
+
+# A line that is underlined, and so a heading of the second level.
+_UNDERLINE = re.compile(r" {0,3}-+[ \t]*$")
 
 # Without indentation, the line is in no list or quotation, but maybe in a code or HTML block.
 _HEADING_LIKE = re.compile(rf"##\s*{PHASE_LIKE.pattern}", re.IGNORECASE)
@@ -58,11 +61,21 @@ NAMES_PHASE = re.compile(rf"\bphase\s+(?:{NUMBER})\b", re.IGNORECASE)
 KINDS = (
     "phase|step|task|part|stage|milestone|item|pr|wave|week|day|iteration|sprint|round|batch"
     "|schritt|aufgabe|teil|etappe|étape|tâche|partie|fase|paso|etapa|tarea|parte|passo|tarefa"
-    "|stap|taak|krok|шаг|этап|ステップ|フェーズ|タスク|段階|手順|阶段|步骤|任务|단계"
+    "|tappa|stap|taak|krok|etap|faza|fáze|zadanie|úkol|fas|steg|trin|uppgift|oppgave|opgave"
+    "|vaihe|tehtävä|aşama|görev|шаг|этап|фаза|задача|крок|етап|φάση|βήμα|giai đoạn|bước"
+    "|tahap|langkah|ステップ|フェーズ|タスク|段階|手順|阶段|步骤|任务|階段|步驟|任務|단계"
+)
+
+# Such a number between two words, as in "第二阶段"; or before one, as in "2단계".
+HAN_NUMBERS = "一二三四五六七八九"
+AROUND_NUMBER = (
+    rf"(?:第\s*(?P<han>\d{{1,3}}|[{HAN_NUMBERS}]?十[{HAN_NUMBERS}]?|[{HAN_NUMBERS}])\s*"
+    r"(?P<word>阶段|階段|步骤|步驟|步|期|部分|フェーズ|ステップ|段階)"
+    r"|(?P<korean>\d{1,3})\s*단계)"
 )
 _NAMES_STEP = re.compile(
     rf"[\W_]*(?:(?:stage|step|task|part|milestone)\s+(?:{NUMBER})\b"
-    rf"|(?:{KINDS})\s*(?:{NUMBER})\s*(?:{_SEPARATOR}|：)|第\s*\d+\s*(?:阶段|步|フェーズ|段階))",  # noqa: RUF001
+    rf"|(?:{KINDS})\s*(?:{NUMBER})\s*(?:{_SEPARATOR}|：)|{AROUND_NUMBER})",  # noqa: RUF001
     re.IGNORECASE,
 )
 
@@ -88,7 +101,17 @@ _OF_PROMPTS = {
 
 def looks_like_plan(text: str) -> bool:
     """Whether *text* has the heading of a phase, well-formed or not; else it is a description."""
-    return any(_HEADING_LIKE.match(line) for line in split_lines(text))
+    return any(_begins_phase(*each) for each in pairwise([*split_lines(text), ""]))
+
+
+def _begins_phase(line: str, below: str) -> bool:
+    """Whether *line*, above the line *below*, is the heading of a phase, marks before it or not."""
+    mark = re.match(r"##(?!#)\s*", line)
+    if not mark and not (_UNDERLINE.match(below) and re.match(r" {0,3}\S", line)):
+        return False
+    text = line[mark.end() if mark else 0 :].strip()
+    marks = _MARKS.match(text)
+    return bool(PHASE_LIKE.match(text[marks.end() :] if marks else text))
 
 
 @dataclass(frozen=True)
@@ -133,12 +156,14 @@ def other_phases(headings: list[Heading], starts: list[Heading]) -> Iterator[Pro
     fault.
     """
     starting = {each.start for each in starts}
+    titles = [each for each in headings if each.tag == "h1" and NAMES_PHASE.search(each.text)]
     expected = 'expected "## Phase 1: Title"'
     for each in headings:
         if each.start in starting:
             continue
         if each.tag == "h1":
-            if starts and each.start > starts[0].start and NAMES_PHASE.search(each.text):
+            below = bool(starts) and each.start > starts[0].start
+            if each in titles and (below or (not starts and len(titles) > 1)):
                 yield each.start + 1, f"this looks like a phase: {each.text!r:.60}; {expected}"
             continue
         begins = PHASE_LIKE.match(each.text)
@@ -150,7 +175,7 @@ def other_phases(headings: list[Heading], starts: list[Heading]) -> Iterator[Pro
 
 def other_lines(lines: list[str], starts: list[Heading], numbers: set[int]) -> Iterator[Problem]:
     """Find lines that look as if they began another phase than *numbers*, but are not headings."""
-    first = starts[0].start if starts else 0
+    first = starts[0].start if starts else -1
     headings = {each.start for each in starts}
     for i, line in outside_of_code(lines):
         match = _PHASE_OF_LINE.match(line) if i > first and i not in headings else None
@@ -163,14 +188,14 @@ def other_lines(lines: list[str], starts: list[Heading], numbers: set[int]) -> I
 
 
 def outside_of_code(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield each line that is in no fenced block of code: its index, and it without its end."""
+    """Yield each line that is in no fenced block of code: its index, and it as `plain_line`."""
     fence = ""
     for i, text in enumerate(lines):
         mark = re.match(r" {0,3}(```+|~~~+)", text)
         if mark and (not fence or mark[1].startswith(fence)):
             fence = "" if fence else mark[1]
         elif not fence:
-            yield i, text.rstrip("\r\n")
+            yield i, plain_line(text)
 
 
 def lost_headings(tokens: list[Token], lines: list[str], starting: set[int]) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from pgcoord.errors import InvalidPlan
 from pgcoord.plan.faults import faults_in_dependencies, faults_in_order, faults_in_workflows
 from pgcoord.plan.headings import (
     DONE_AT_END,
+    NAMES_PHASE,
     PHASE,
     PHASE_LIKE,
     Heading,
@@ -94,10 +95,15 @@ def parse_plan(
         full_title, description = _read_front(tokens, headings, starts, lines, problems, title)
         description, budget = _take_budget(description, lines, problems, notes)
         sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
-        notes += unread_dependencies(lines, starts)
+        notes += unread_dependencies(lines, starts, sections)
         for each in sections:
             notes += unread_needs(each, lines[each.line - 1 : each.body[1] - 1])
-        notes += other_lines(lines, starts, {each.number for each in sections})
+        others = other_lines(lines, starts, {each.number for each in sections})
+        if starts:
+            notes += others
+        else:  # they are what the author took for phases
+            told = {each.start + 1 for each in headings}
+            problems += [each for each in others if each[0] not in told]
         sections = _renumbered(sections, notes)
         problems += faults_in_order(sections)
         problems += faults_in_dependencies(sections)
@@ -184,6 +190,8 @@ def _read_front(
         return "", ""
     title, *others = titles
     for other in others:
+        if not starts and NAMES_PHASE.search(other.text):
+            continue  # `other_phases` names it
         problem = f"a second title: the first is on line {title.start + 1}"
         problems.append((other.start + 1, problem))
     # A comment may come first: a licence, or a directive for a linter.

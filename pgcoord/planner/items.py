@@ -37,7 +37,7 @@ _EFFORT = re.compile(
 )
 
 PREFIX = re.compile(
-    rf"\s*(?:\*\*|__)?({KINDS})\s*(\d{{1,3}})[*_]*\s*(?:[:：.)–—]|-(?=\s))\s*",  # noqa: RUF001
+    rf"\s*(?:\*\*|__)?({KINDS})\s*(\d{{1,3}})[*_]*\s*(?:[:：.)–—]|-(?=\s)|(?=\())\s*",  # noqa: RUF001
     re.IGNORECASE,
 )
 
@@ -49,7 +49,8 @@ _NUMBERS = (
 )
 STATED = (
     r"depends? on|blocked by|dependenc(?:y|ies)|prerequisites?|stacked on|builds on"
-    r"|abhängig von|hängt ab von|dépend de|depende de|依存|前提"
+    r"|abhängig von|hängt ab von|dépend de|depende de|dipende da|afhankelijk van|beror på"
+    r"|avhenger av|afhænger af|zależy od|závisí na|зависит от|залежить від|依存|前提|依赖|依賴|의존"
 )
 _NEEDS = (
     rf"(?:{STATED}|needs|requires|after|once|nach|benötigt|après|después de)[*_]*(?: ?[:：])?[*_]*"  # noqa: RUF001
@@ -85,6 +86,9 @@ _LONGEST_PATH = 200
 
 # The least words of a clause that can be a piece of work by itself.
 _LEAST_WORDS = 3
+
+# The title of a piece of work that has no words for it.
+UNTITLED = "Work"
 
 # Characters from which a title is made: the rest is detail.
 _TELLING = 2_000
@@ -203,9 +207,12 @@ def _item(piece: Piece) -> tuple[Item, bool]:
     lead = _HOURS.sub("", _NONE_NEEDED.sub("", _AFTER.sub("", lead)))
     files = files_in(text)
     layer = _layer(piece, lead, text, files)
+    title = title_of(lead)
+    if title == UNTITLED and prefix:  # "Task 2 (see below)"
+        title = title_of(f"{prefix[1]} {prefix[2]}")
     item = Item(
         text=text,
-        title=title_of(lead),
+        title=title,
         layer=layer or "core",
         section=piece.section,
         files=files,
@@ -223,10 +230,10 @@ def _item(piece: Piece) -> tuple[Item, bool]:
 
 def prerequisites(piece: Piece, text: str) -> tuple[int, ...] | None:
     """Return the numbers of the items that a piece comes after; None if it says nothing of that."""
-    if named := list(_AFTER.finditer(text)):
-        return numbers_in(" ".join(each[1] or each[2] or each[3] for each in named))
     if piece.needs:
         return tuple(int(each) for each in piece.needs.split() if each != "none")
+    if named := list(_AFTER.finditer(text)):
+        return numbers_in(" ".join(each[1] or each[2] or each[3] for each in named))
     return () if _NONE_NEEDED.search(text) else None
 
 
@@ -263,13 +270,14 @@ def _hours(match: re.Match[str] | None) -> float | None:
 def title_of(lead: str) -> str:
     """Return a title for a piece of work from its first words, `_LONGEST_TITLE` at most.
 
-    Markup, "then" and "we need to" are dropped. "Work" if nothing is left.
+    Markup, "then" and "we need to" are dropped. `UNTITLED` if nothing is left.
     """
     text = lead[:_TELLING]
     text = without_marks(text)
     for begin in (TASK_BOX, _THEN, _FINALLY, _PREAMBLE):
         match = begin.match(text)
         text = text[match.end() :] if match else text
+    text = re.sub(r"^\s*\([^()]{0,80}\)\s*[:：–—-]\s*", "", text)  # noqa: RUF001
     text = re.sub(r" ?\([^()]{0,200}\)$", "", _SENTENCE.split(text.strip(), maxsplit=1)[0])
     text = without_markup(text).rstrip(" .;:,!-–—")  # noqa: RUF001
     name, separator, _ = re.sub(r"\s[-–—]\s", ": ", text, count=1).partition(": ")  # noqa: RUF001
@@ -284,7 +292,7 @@ def title_of(lead: str) -> str:
         text = _shortened(text)
     # A heading that ends in marks of its own loses them: "C#" stays, "C #" does not.
     text = re.sub(r"(?:(?:^|\s)#+)+$", "", text.strip())
-    return text[:1].upper() + text[1:] or "Work"
+    return text[:1].upper() + text[1:] or UNTITLED
 
 
 def _shortened(text: str) -> str:

@@ -19,7 +19,7 @@ _KINDS = (
 _SHAPES = r"[A-Z][A-Z0-9]{1,9}-\d{1,6}|[A-Z]{1,4}\d{1,4}|\d{1,3}(?:\.\d{1,3})+"
 _KEY = re.compile(
     rf"\s*(?:\[[ xX/~-]\]\*?\s+)?[*_`\[]*(?:(?:{_KINDS})\s+(?P<named>[A-Z]|{_SHAPES})"
-    rf"|(?P<alone>{_SHAPES}))(?![\w-]|\.\w)",
+    rf"|(?P<alone>{_SHAPES}|#\d{{1,6}}))(?![\w-]|\.\w)",
     re.IGNORECASE,
 )
 
@@ -45,7 +45,7 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 _BETWEEN = re.compile(rf"(?:[\s,;&+*_`\[\](]|\band\b|(?:{_KINDS})s?\b)*", re.IGNORECASE)
-_REFERENCE = re.compile(rf"(?:{_SHAPES}|[A-Z])(?![\w-]*\w)")
+_REFERENCE = re.compile(rf"(?:{_SHAPES}|[A-Z]|#\d{{1,6}})(?![\w-]*\w)")
 _RANGE = re.compile(r"\s*(?:-|–|—|\.\.|\bto\b|\bthrough\b)\s*(?=[A-Z\d])")  # noqa: RUF001
 
 # Marks of the form of tasks.md: may run beside the others, and of which story.

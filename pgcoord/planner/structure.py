@@ -7,7 +7,7 @@ pieces; nothing here does.
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from pgcoord.errors import InvalidInput
+from pgcoord.plan.headings import AROUND_NUMBER, HAN_NUMBERS, KINDS
 from pgcoord.planner.items import (
     PREFIX,
     STATED,
@@ -32,6 +33,7 @@ from pgcoord.planner.layers import layer_of
 from pgcoord.planner.needs import find_needs
 from pgcoord.planner.references import (
     NUMBERED,
+    graphs_in,
     is_parallel,
     key_of,
     number_of,
@@ -58,7 +60,9 @@ _SECTIONS = {
     "context": re.compile(
         r"background|context|motivation|why|overview|summary|introduction|goals?\b|problem|notes?\b"
         r"|references?|links|assumptions?|current|constraints?|risks?|steps to reproduce|reproduc"
-        r"|actual|environment|impact|about|description|open questions?|user stor",
+        r"|actual|environment|impact|about|description|open questions?|user stor|story\W*$"
+        r"|(?:dev|developer|technical|additional) notes|change ?log\b|revision history"
+        r"|dev agent record|qa results|completion notes|table of contents|glossary",
         re.IGNORECASE,
     ),
 }
@@ -113,17 +117,20 @@ class Structure:
     """Remarks on what the text says of prerequisites and could not be used."""
 
 
-def described_by(text: str, hours: float | None = None) -> Feature:
+def described_by(text: str, hours: float | None = None, untitled: str = "Plan") -> Feature:
     """Return the feature that a Markdown text describes.
 
-    Its title is the first line, or the first `#` heading if something that is not text precedes it.
-    *hours*: the estimate for it, if there is one.
+    Its title is the first line, or the first `#` heading if something that is not text precedes it;
+    *untitled* where the text begins with the work itself, such as a list. *hours*: the estimate
+    for it, if there is one.
     """
     lines = text.strip().split("\n")
     lines = _without_front_matter(lines)
     tokens = _markdown.parse("\n".join(lines)[:MOST_CHARACTERS])
     indexes = [i for i, each in enumerate(tokens) if each.level == 0 and each.map]
     heads = [i for i in indexes if tokens[i].tag == "h1"]
+    if indexes and _begins_with_work(tokens, indexes[0], lines):
+        return Feature(untitled, "\n".join(lines).strip(), hours)
     text_first = bool(indexes) and tokens[indexes[0]].type in ("paragraph_open", "heading_open")
     if text_first or not heads:
         first, _, rest = "\n".join(lines).strip().partition("\n")
@@ -136,6 +143,24 @@ def described_by(text: str, hours: float | None = None) -> Feature:
     begin, end = tokens[heads[0]].map or (0, 0)
     title = without_markup(tokens[heads[0] + 1].content)
     return Feature(title, "\n".join([*lines[:begin], *lines[end:]]).strip(), hours)
+
+
+def _begins_with_work(tokens: list[Token], first: int, lines: list[str]) -> bool:
+    """Whether a text has no title: its first block, at the index *first*, is a piece of work.
+
+    That is a list or a table without any `#` heading, or one of several numbered headings or lines.
+    """
+    tag, kind = tokens[first].tag, tokens[first].type
+    if kind == "heading_open":
+        alike = [i for i, each in enumerate(tokens) if each.type == kind and each.tag == tag]
+        numbered = [i for i in alike if NUMBERED.match(tokens[i + 1].content)]
+        return first in numbered and len(numbered) > 1
+    if kind == "paragraph_open":
+        begin = (tokens[first].map or (0, 0))[0]
+        is_table = _with_tables(lines[begin : begin + 2])[0] != lines[begin]
+        return is_table or (_is_step(lines[begin]) and sum(map(_is_step, lines)) > 1)
+    has_title = any(each.tag == "h1" for each in tokens)
+    return kind in ("bullet_list_open", "ordered_list_open", "table_open") and not has_title
 
 
 def _without_front_matter(lines: list[str]) -> list[str]:
@@ -162,13 +187,49 @@ def _without_front_matter(lines: list[str]) -> list[str]:
 # Columns by which a line is the head of comma-separated values.
 _OF_EXPORTS = {"summary", "title", "issue key", "issue id"}
 
-# What begins an element of a list for people, though not in Markdown, with what does.
-_BULLETS = (
+
+def _number_of_han(match: re.Match[str]) -> str:
+    """Return what begins like "第二阶段" with the word before the number: "阶段 2:"."""
+    number = match["korean"] or match["han"]
+    if not number.isdecimal():
+        tens, ten, ones = number.rpartition("十")
+        digits = HAN_NUMBERS.index
+        number = str(
+            (digits(tens) + 1 if tens else 1) * 10 * bool(ten) + (digits(ones) + 1 if ones else 0)
+        )
+    word = (
+        "단계"
+        if match["korean"]
+        else {"步": "步骤", "期": "阶段", "部分": "阶段"}.get(match["word"], match["word"])
+    )
+    return f"{match['before']}{word} {number}: "
+
+
+# What begins an element of a list, a heading or a step for people, though not in Markdown or for
+# `NUMBERED`, with what does.
+_BULLETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"(\s*)[•◦▪‣●∙]\s*"), r"\1- "),
     (re.compile(r"(\s*)[⬜☐◻◽□]\ufe0f?\s*"), r"\1- [ ] "),
     (re.compile(r"(\s*)[☑☒]\ufe0f?\s*"), r"\1- [x] "),
     (re.compile(r"((?:#+\s+)?)\((\d{1,3})\)\s+"), r"\1\2. "),
     (re.compile(r"((?:#+\s+)?)(\d)\ufe0f?\u20e3\s*"), r"\1\2. "),
+    (
+        re.compile(rf"((?:#+\s+)?[*_]*)\[((?:{KINDS})\s*#?\d{{1,3}})\]\s*:?\s*", re.IGNORECASE),
+        r"\1\2: ",
+    ),
+    (
+        re.compile(
+            r"(?P<before>\s*(?:[-+*]\s+)?(?:\[[ xX]\]\s+)?(?:#+\s+)?[*_]*)"
+            rf"{AROUND_NUMBER}(?:\s*[:：、.–—-]\s*|\s+|$)"  # noqa: RUF001
+        ),
+        _number_of_han,
+    ),
+    (
+        re.compile(
+            r"\s*<h(?P<level>[1-6])\b[^>]*>(?P<text>[^\n]+?)</h(?P=level)>\s*$", re.IGNORECASE
+        ),
+        lambda match: f"\n{'#' * int(match['level'])} {match['text']}\n",
+    ),
 )
 
 
@@ -244,17 +305,9 @@ def read_structure(feature: Feature) -> Structure:
             f" {MOST_CHARACTERS:,} are planned at most",
             hint="Describe the work, and put the rest into files that it names.",
         )
+    text = text.translate({0xA0: " ", 0x202F: " "})  # a blank that does not break is one
     text = "\n".join(as_markdown(_without_front_matter(text.split("\n"))))
-    reading = _Reading(text.split("\n"))
-    tokens = _markdown.parse(text)
-    reading.steps = _numbered_sections(tokens, reading.lines)
-    reading.is_design = any(
-        one.type == "heading_open"
-        and one.tag != "h1"
-        and _OF_WORK.match(without_markup(other.content))
-        for one, other in pairwise(tokens)
-    )
-    reading.read(tokens)
+    reading = _read(text)
     work, notes = find_needs([each for each in reading.pieces if each.is_work], text)
     details = [each.text for each in reading.pieces if not each.is_work]
     if work:
@@ -277,6 +330,26 @@ def read_structure(feature: Feature) -> Structure:
         in_prose=not work,
         notes=tuple(notes),
     )
+
+
+def _read(text: str) -> "_Reading":
+    """Read the Markdown *text*, block by block."""
+    reading = _Reading(text.split("\n"))
+    tokens = _markdown.parse(text)
+    reading.steps = _numbered_sections(tokens, reading.lines)
+    reading.drawn = frozenset(
+        without_markup(each).casefold()
+        for graph in graphs_in(text)
+        for each in graph.labels.values()
+    )
+    reading.is_design = any(
+        one.type == "heading_open"
+        and one.tag != "h1"
+        and _OF_WORK.match(without_markup(other.content))
+        for one, other in pairwise(tokens)
+    )
+    reading.read(tokens)
+    return reading
 
 
 class _Step(NamedTuple):
@@ -316,6 +389,8 @@ class _Reading:
     excluded: list[str] = field(default_factory=list)
     headings: list[_Heading] = field(default_factory=list)
     body: list[str] = field(default_factory=list)  # of the section of work, as long as no list came
+    has_list: bool = False  # the section has given pieces
+    drawn: frozenset[str] = frozenset()  # the labels of a graph
     lead_in: str = ""
     sequences: int = 0
     steps: dict[int, _Step] = field(default_factory=dict)
@@ -367,8 +442,7 @@ class _Reading:
             hours = None  # an estimate of a ticket is in points
         status = next((i for i, name in enumerate(columns) if name in ("status", "state")), None)
         called = next((i for i, name in enumerate(columns) if _TITLE_COLUMN.match(name)), None)
-        self.prose += [] if self._heading.level > 1 else self.body
-        self.body = []
+        self._end_introduction()
         self.sequences += 1
         for row, number, key in zip(rows, plain, keys, strict=True):
             named = [row[called]] if called is not None and row[called] else []
@@ -407,9 +481,18 @@ class _Reading:
         kind = "work" if level == 1 else around if around != "work" else own
         self.headings.append(_Heading(level, title, kind))
 
+    def _end_introduction(self) -> None:
+        """Keep the text above a list of work, unless it only introduces that."""
+        for each in self.body:
+            if self._heading.level <= 1 or not each.rstrip("*_ ").endswith((":", "：")):  # noqa: RUF001
+                self.prose.append(each)
+        self.body = []
+        self.has_list = True
+
     def _end_section(self) -> None:
         body, self.body, self.lead_in = "\n\n".join(self.body), [], ""
-        if body and self.steps:
+        had_list, self.has_list = self.has_list, False
+        if body and (self.steps or (had_list and not begins_with_verb(body))):
             self.context.append(body)
         elif body and self._heading.level > 1:
             title = self._heading.title
@@ -474,9 +557,7 @@ class _Reading:
                 )
             )
         if any(each.is_work for each in of_list):
-            # The text above the list introduces it, or is about the whole feature.
-            self.prose += [] if self._heading.level > 1 else self.body
-            self.body = []
+            self._end_introduction()
             self.pieces += of_list
         elif of_list:
             self.body.append("\n".join(f"- {each.text}" for each in of_list))
@@ -487,9 +568,9 @@ class _Reading:
 
         Its box or first words decide, then those that introduce the list, then its layer or number.
         """
-        if self.steps:
+        if self.steps or (not ordered and not is_task and _METADATA.match(lead)):
             return False
-        if PREFIX.match(lead) or key_of(lead):
+        if PREFIX.match(lead) or key_of(lead) or without_markup(lead).casefold() in self.drawn:
             return True
         if _DETAILS.search(self.lead_in):
             return False
@@ -559,7 +640,7 @@ def _candidates(tokens: list[Token], lines: list[str]) -> Iterator[_Step]:
         if block.level < _OF_PARAGRAPH:
             around.append(_Heading(block.level, plain, kind))
         match = NUMBERED.match(block.content)
-        if match and kind == "work" and block.level > 1:
+        if match and kind == "work":
             following = (each.start for each in blocks[index + 1 :] if each.level <= block.level)
             yield _step(block, match, next(following, len(lines)), lines, section)
 
@@ -604,7 +685,13 @@ def _numbered_sections(tokens: list[Token], lines: list[str]) -> dict[int, _Step
     sections = [*_candidates(tokens, lines)]
     levels: dict[tuple[int, str], list[_Step]] = {}
     for step in sections:
-        levels.setdefault((step.level, step.kind), []).append(step)
+        of = (step.level, step.kind)
+        for other, steps in levels.items():
+            # "Stage 3" after "Step 2" goes on counting.
+            counts_on = other[0] == step.level and steps[-1].number + 1 == step.number
+            if counts_on and step.kind and other[1] and (step.level, step.kind) not in levels:
+                of = other
+        levels.setdefault(of, []).append(step)
     good = [steps for _, steps in sorted(levels.items()) if len(steps) > 1 and _is_counted(steps)]
     if not good:
         return {}
@@ -652,6 +739,14 @@ _ENUMERATED = re.compile(
 _OWN_NUMBER = re.compile(r"[*_]*\d{1,3}(?:[.)]|(?:\.\d{1,3})+[.):]?)\s")
 _REASONS = re.compile(
     r"\b(?:problems?|reasons?|issues?|questions?|complaints?|facts?)\b", re.IGNORECASE
+)
+
+# What a list says of the document rather than of the work.
+_METADATA = re.compile(
+    r"[*_]*(?:feature name|start date|end date|due date|target date|authors?|status|rfc pr|owners?"
+    r"|reviewers?|approvers?|created|(?:last )?updated|date|version|tracking issue|assignees?"
+    r"|labels?|priority|epic|stakeholders?)[*_]*\s*:",
+    re.IGNORECASE,
 )
 
 # Words that introduce facts rather than work.

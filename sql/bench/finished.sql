@@ -1,6 +1,9 @@
 -- Finished phases with what each leaves behind: an edge, an attempt, four events. The triggers would take minutes.
 alter table public.phase_queue disable trigger user;
 alter table public.planned_features disable trigger user;
+alter table pgcoord.dependency disable trigger user;
+alter table pgcoord.attempt disable trigger user;
+alter table pgcoord.event disable trigger user;
 
 insert into public.planned_features (id, title)
 select 1000000 + f, 'finished' from generate_series(1, {features}) as f;
@@ -28,4 +31,7 @@ from public.phase_queue as p,
     (values (null, 'queued'), ('queued', 'ready'), ('ready', 'running'), ('running', 'completed')) as move (f, t);
 
 alter table public.phase_queue enable trigger user;
-alter table public.planned_features enable trigger user
+alter table public.planned_features enable trigger user;
+alter table pgcoord.dependency enable trigger user;
+alter table pgcoord.attempt enable trigger user;
+alter table pgcoord.event enable trigger user

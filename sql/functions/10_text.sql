@@ -55,7 +55,7 @@ return left(case when p_error ~ '^exited with status [0-9]+( [(]signal [0-9]+[)]
         then split_part(p_error, e'\n', 1) || ': ' || ltrim(split_part(p_error, e'\n', 2))
         else split_part(p_error, e'\n', 1) end, 500);
 
--- The beginning of a text, for a message.
+-- The beginning of a text, for a message: messages and hints are ASCII, as a client's encoding (LATIN1) may have nothing else.
 create or replace function pgcoord_private.shortened(p_text text, p_length integer) returns text
 language sql immutable
-return case when length(p_text) > p_length then left(p_text, p_length - 1) || '…' else p_text end;
+return case when length(p_text) > p_length then left(p_text, p_length - 3) || '...' else p_text end;

@@ -120,8 +120,8 @@ begin
                 pgcoord_private.shortened(v_value::text, 200), jsonb_typeof(v_value)),
             hint = case
                 when v_member = '' and jsonb_typeof(v_value) = 'string'
-                    then 'It was encoded twice: give the text of the object itself, such as {"title": "…"}, cast to jsonb.'
-                when v_member = '' then 'It is a JSON object such as {"title": "…", "prompt_content": "…"}.'
+                    then 'It was encoded twice: give the text of the object itself, such as {"title": "..."}, cast to jsonb.'
+                when v_member = '' then 'It is a JSON object such as {"title": "...", "prompt_content": "..."}.'
                 when v_member = 'max_attempts' then 'It is a whole number from 1 to 1000000, or is left out.'
                 when v_member = 'timeout_seconds' then 'It is a number of seconds from 0.000001 to 315360000, or is left out.'
                 when v_member = 'check' then 'It is the name of a check that pgcoord.toml declares, or is left out.'

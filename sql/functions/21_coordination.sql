@@ -1,6 +1,7 @@
 -- The leader, the attempts that a coordinator runs, and the attempts of other hosts.
 
--- The columns that a coordinator needs to run an attempt, or to take it over.
+-- The columns that a coordinator needs to run an attempt, or to take it over. Not of one that was inserted by hand, and that
+-- its phase does not hold: it would run beside the slots.
 create or replace view pgcoord_private.assignment as
 select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as attempt, a.adw_id, a.secret, a.host, a.folder,
     a.workflow, p.issue_number, p.phase_data ->> 'title' as title, p.phase_data ->> 'prompt_content' as prompt,
@@ -11,7 +12,7 @@ select a.id as attempt_id, a.queue_id, p.feature_id, p.phase_number, a.number as
     p.phase_data -> 'environment' as environment
 from pgcoord.attempt as a
     join public.phase_queue as p using (queue_id)
-where a.exited_at is null and not a.external;
+where a.exited_at is null and not a.external and (a.ended_at is not null or p.attempt = a.number and p.slot is not null);
 comment on view pgcoord_private.assignment is
     'Attempts whose process is not known to be gone, with all a coordinator needs to run them or take them over (secrets too).';
 
@@ -153,7 +154,7 @@ end;
 -- The statement that ends a session that holds a lock.
 create or replace function pgcoord_private.holder_ending(p_holder integer, p_query text) returns text
 language sql immutable
-return case when p_holder = 0 then coalesce('rollback prepared' || substr(p_query, 20), 'rollback prepared …')
+return case when p_holder = 0 then coalesce('rollback prepared' || substr(p_query, 20), 'rollback prepared ...')
     else format('select pg_terminate_backend(%s)', p_holder) end;
 
 -- The leader itself is left out: it has recorded its session. The control row is the other lock that a lead needs; its

@@ -67,7 +67,8 @@ end;
 -- everything, and the cost depends on the rows that are read. A lower rank is more decisive.
 create or replace view pgcoord.reasons as
 select p.queue_id, p.feature_id, p.phase_number, 0 as rank, 'ending' as kind,
-    format('is being ended (%s) since %s%s', a.ending, pgcoord_private.clock(a.ending_at), ': ' || a.ending_reason) as words,
+    format('is being ended (%s) since %s%s%s', a.ending, pgcoord_private.clock(a.ending_at), ': ' || a.ending_reason,
+        '; job ' || a.job || ': ' || a.waits_for) as words,
     a.adw_id as refers_to
 from public.phase_queue as p
     join pgcoord.attempt as a on a.queue_id = p.queue_id and a.number = p.attempt

@@ -136,7 +136,7 @@ begin
     raise exception using
         errcode = '55P03',
         message = format('feature %s is being changed by somebody else', p_feature_id),
-        hint = 'Try again, or use the functions of the schema pgcoord (complete_phase, skip_phase …): they wait in the right order.';
+        hint = 'Try again, or use the functions of the schema pgcoord (complete_phase, skip_phase ...): they wait in the right order.';
 end $$;
 
 -- Lock a phase in the right order, its feature first, and return it. Waits.
@@ -276,7 +276,10 @@ begin
         when 'feature' then perform 1 from public.planned_features where id = v_key::integer for no key update;
         when 'phase' then perform 1 from public.phase_queue where queue_id = v_key for no key update;
         when 'attempt' then perform 1 from pgcoord.attempt where id = v_key::bigint for no key update;
-        when 'slot' then perform 1 from pgcoord.slot where number = v_key::smallint for update;
+        when 'slot' then
+            perform 1 from pgcoord.slot where number = v_key::smallint for update;
+            -- What a claim takes with it; key share, as it conflicts with what makes a claim skip it.
+            perform 1 from pgcoord.free_slot where number = v_key::smallint for key share;
     end case;
 end $$;
 

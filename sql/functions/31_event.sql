@@ -44,6 +44,21 @@ begin
         hint = 'pgcoord.prune(older_than) removes finished features with their history.';
 end $$;
 
+-- Refuse (PC008) a transition, or the birth or death of a feature, that no trigger writes: it did not happen. (Runs with each
+-- event, so it does nothing else.)
+create or replace function pgcoord_private.guard_new_event() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if pg_trigger_depth() = 1 and new.kind in ('phase_inserted', 'phase_moved', 'phase_deleted', 'feature_inserted', 'feature_deleted') then
+        raise exception using
+            errcode = 'PC008',
+            message = format('an event %s is written by what it tells of, and not by hand', new.kind),
+            hint = 'Change the phase or the feature; history follows.';
+    end if;
+    return new;
+end $$;
+
 -- Events with an id above the first argument, or within the given ranges, in the order of their ids. Ids are not in the
 -- order of commits: a slow transaction commits a lower id after a reader has seen a higher one. So a reader keeps the
 -- highest id that it has read, and the ranges below it that it has not, and passes both.

@@ -169,8 +169,8 @@ begin
             raise exception using
                 errcode = 'PC005',
                 message = format('phase %s of feature %s would wait for itself: %s', v_cycle[1], v_feature,
-                    case when cardinality(v_cycle) <= 20 then array_to_string(v_cycle, ' → ')
-                        else array_to_string(v_cycle[:9] || null::integer || v_cycle[cardinality(v_cycle) - 9:], ' → ', '…') end),
+                    case when cardinality(v_cycle) <= 20 then array_to_string(v_cycle, ' -> ')
+                        else array_to_string(v_cycle[:9] || null::integer || v_cycle[cardinality(v_cycle) - 9:], ' -> ', '...') end),
                 hint = 'An arrow leads from a prerequisite to the phase that depends on it; leave one of them out.';
         end if;
     end loop;

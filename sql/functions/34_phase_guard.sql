@@ -5,8 +5,8 @@
 create or replace function pgcoord_private.derived_hint(p_columns text) returns text
 language sql immutable
 return case p_columns
-    when 'workflow_type' then 'It is what phase_data names: {"workflow_type": "…"}.'
-    when 'gated' then 'It follows from phase_data: {"gate": "…"}; pgcoord.approve(queue_id, reason) says yes.'
+    when 'workflow_type' then 'It is what phase_data names: {"workflow_type": "..."}.'
+    when 'gated' then 'It follows from phase_data: {"gate": "..."}; pgcoord.approve(queue_id, reason) says yes.'
     else 'Leave it as it is: it follows from status, depends_on_phases, phase_data, from pauses and from attempts.'
 end;
 
@@ -279,7 +279,9 @@ begin
             or new.parked <> old.parked
             or new.gated <> old.gated and new.phase_data ->> 'gate' is not distinct from old.phase_data ->> 'gate')
         then
-            if not pgcoord_private.writes_state() then
+            if not pgcoord_private.writes_state() or new.parked and new.lock is null
+                or (new.finished_timestamp is null) = pgcoord_private.ended(new.status)
+            then
                 perform pgcoord_private.refuse_derived(old, new);
             end if;
             perform pgcoord_private.check_times('phase ' || old.queue_id,

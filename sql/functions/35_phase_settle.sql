@@ -12,16 +12,18 @@ language plpgsql
 set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     v_id bigint;
+    v_external boolean;
     v_silent boolean;
 begin
     update pgcoord.attempt
     set ended_at = clock_timestamp(),
         outcome = case when p_status in ('completed', 'cancelled') then p_status else 'failed' end,
-        error = p_error,
-        exited_at = case when external then clock_timestamp() else exited_at end
+        error = p_error
     where queue_id = p_queue_id and number = p_attempt and ended_at is null and (ending is null or p_status <> 'completed')
-    returning id into v_id;
-    if not found and p_status = 'completed' then    -- it was ended before, or another end was requested
+    returning id, external into v_id, v_external;
+    if v_external then    -- it has no process that is waited for
+        update pgcoord.attempt set exited_at = ended_at where id = v_id;
+    elsif v_id is null and p_status = 'completed' then    -- it was ended before, or another end was requested
         perform pgcoord_private.refuse_end(queue_id, ending, p_status) from pgcoord.attempt
         where queue_id = p_queue_id and number = p_attempt and ended_at is null;
     end if;

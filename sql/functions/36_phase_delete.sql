@@ -15,24 +15,28 @@ begin
     return old;
 end $$;
 
--- Refuse (PC002) to delete the attempt of a phase that holds a slot: the phase would run for ever. One that goes with its
--- phase, which is gone by then, is deleted.
+-- Refuse to delete an attempt of a phase: PC002 where the phase holds a slot with it, and would run for ever, else PC008, as
+-- attempts and their results are history. One that goes with its phase, which is gone by then, is deleted.
 create or replace function pgcoord_private.guard_attempt_delete() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    v_status text;
-    v_slot smallint;
+    v_phase record;
+    v_holds boolean;
 begin
-    select status, slot into v_status, v_slot from public.phase_queue
-    where queue_id = old.queue_id and attempt = old.number and slot is not null;
-    if found then
-        raise exception using
-            errcode = 'PC002',
-            message = format('phase %s is %s and holds slot %s: its attempt %s cannot be deleted', old.queue_id, v_status, v_slot, old.number),
-            hint = format('Cancel the phase first: pgcoord.cancel_phase(%L, reason).', old.queue_id);
+    select status, slot, attempt into v_phase from public.phase_queue where queue_id = old.queue_id;
+    if not found or old.number > v_phase.attempt then    -- inserted by hand: the phase never had it
+        return old;
     end if;
-    return old;
+    v_holds := v_phase.slot is not null and v_phase.attempt = old.number;
+    raise exception using
+        errcode = case when v_holds then 'PC002' else 'PC008' end,
+        message = case
+            when v_holds then format('phase %s is %s and holds slot %s: its attempt %s cannot be deleted',
+                old.queue_id, v_phase.status, v_phase.slot, old.number)
+            else format('attempt %s of phase %s is history and stays as it is', old.number, old.queue_id) end,
+        hint = case when v_holds then format('Cancel the phase first: pgcoord.cancel_phase(%L, reason).', old.queue_id)
+            else 'pgcoord.prune(older_than) removes finished features with their attempts.' end;
 end $$;
 
 -- Refuse (PC002) to truncate phases or attempts while a phase holds a slot: its process would run on unseen.

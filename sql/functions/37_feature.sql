@@ -125,7 +125,7 @@ begin
         raise exception using
             errcode = 'PC005',
             message = format('the plan of %s holds something that is not a phase', v_name),
-            hint = 'Each element is an object with phase_number, title, prompt_content, depends_on …';
+            hint = 'Each element is an object with phase_number, title, prompt_content, depends_on ...';
     end if;
     perform pgcoord_private.check_text('the title of ' || v_name, new.title, 1000);
     perform pgcoord_private.check_text('the description of ' || v_name, new.description, 1000000);

@@ -39,7 +39,7 @@ begin
         raise exception using
             errcode = 'PC005',
             message = format('this is not a feature: %s', v_fault),
-            hint = '{"title": …, "description": …, "phases": [{"phase_number": 1, "title": …, "prompt_content": …, "depends_on_phases": []}]}';
+            hint = '{"title": ..., "description": ..., "phases": [{"phase_number": 1, "title": ..., "prompt_content": ..., "depends_on_phases": []}]}';
     end if;
 end $$;
 

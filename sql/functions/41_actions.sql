@@ -28,7 +28,7 @@ end $$;
 comment on function pgcoord.retry_phase(text, text) is
     'Queue a failed or cancelled phase again with its full number of attempts; one that waits for its retry time is queued at once.';
 
-create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text) returns public.phase_queue
+create or replace function pgcoord.skip_phase(p_queue_id text, p_reason text default null) returns public.phase_queue
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -51,7 +51,7 @@ end $$;
 comment on function pgcoord.skip_phase(text, text) is
     'Mark a phase that does not run as completed: its dependents can run. A completed one is left unchanged.';
 
-create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text) returns public.phase_queue
+create or replace function pgcoord.cancel_phase(p_queue_id text, p_reason text default null) returns public.phase_queue
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -70,7 +70,7 @@ comment on function pgcoord.cancel_phase(text, text) is
 
 -- Cancel a phase and all phases that depend on it, directly or indirectly.
 -- Locks: the feature, then its phases.
-create or replace function pgcoord.cancel_branch(p_queue_id text, p_reason text) returns integer
+create or replace function pgcoord.cancel_branch(p_queue_id text, p_reason text default null) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -172,7 +172,7 @@ end $$;
 comment on function pgcoord.set_priority(text, bigint) is
     'Change the priority of a phase: lower numbers run earlier (10 urgent, 50 usual, 90 background).';
 
-create or replace function pgcoord.cancel_feature(p_feature_id bigint, p_reason text) returns integer
+create or replace function pgcoord.cancel_feature(p_feature_id bigint, p_reason text default null) returns integer
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -222,7 +222,7 @@ begin
                 errcode = 'PC002',
                 message = format('feature %s cannot be resumed: %s', p_feature_id, v_spent),
                 hint = case when v_spent like 'its budget%'
-                    then format('pgcoord.set_budget(%s, …) gives it more, and resumes it; null takes its limit away.', p_feature_id)
+                    then format('pgcoord.set_budget(%s, ...) gives it more, and resumes it; null takes its limit away.', p_feature_id)
                     else 'max_cost_usd of that workflow in pgcoord.toml gives it more.' end;
         end if;
         update public.planned_features set paused_at = null, paused_reason = null

@@ -36,7 +36,7 @@ begin
         raise exception using
             errcode = 'PC005',
             message = 'the result ' || v_fault,
-            hint = 'A result is a JSON object of 64 kB at most, such as {"summary": "…", "branch": "…", "cost_usd": 0.42}.';
+            hint = 'A result is a JSON object of 64 kB at most, such as {"summary": "...", "branch": "...", "cost_usd": 0.42}.';
     end if;
 end $$;
 

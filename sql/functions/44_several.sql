@@ -153,7 +153,7 @@ begin
         (queue_id text, feature_id integer, phase_number integer, title text, from_status text, to_status text, words text);
 end $$;
 
-create or replace function pgcoord.preview(p_action text, p_feature_id bigint, p_queue_id text)
+create or replace function pgcoord.preview(p_action text, p_feature_id bigint default null, p_queue_id text default null)
 returns table (queue_id text, phase_number integer, title text, from_status text, to_status text, words text)
 language plpgsql
 security definer set search_path = pg_catalog, pg_temp as $$

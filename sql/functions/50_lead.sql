@@ -54,14 +54,16 @@ create or replace function pgcoord_private.declare_lead(
 ) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
+declare
+    v_epoch bigint := 1 + greatest((select c.epoch from pgcoord.control as c), (select max(c.epoch) from pgcoord.coordinator as c), p_after);
 begin
+    insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder, backend_pid, backend_start)
+    select v_epoch, p_host, p_pid, p_version, p_runs_folder, s.pid, s.backend_start
+    from pg_stat_get_activity(pg_backend_pid()) as s;
     update pgcoord.control
-    set epoch = greatest(control.epoch, p_after) + 1,
+    set epoch = v_epoch,
         place = left(md5(concat_ws('/', (select system from pgcoord_private.lineage()), d.oid)), 4)
     from pg_database as d where d.datname = current_database();
-    insert into pgcoord.coordinator (epoch, host, pid, version, runs_folder, backend_pid, backend_start)
-    select c.epoch, p_host, p_pid, p_version, p_runs_folder, s.pid, s.backend_start
-    from pgcoord.control as c, pg_stat_get_activity(pg_backend_pid()) as s;
     delete from pgcoord.workflow;
     perform pgcoord_private.declare_pools(p_pools);
     perform pgcoord_private.find_free_slots();
@@ -73,7 +75,7 @@ begin
         (w ->> 'max_cost_usd')::numeric,
         coalesce(make_interval(secs => (w ->> 'later_delay_seconds')::float8), '30 s'), (w ->> 'max_later')::integer
     from jsonb_array_elements(p_workflows) as w;
-    return (select epoch from pgcoord.control);
+    return v_epoch;
 end $$;
 
 -- Take the lead on this connection, with a new epoch, and declare pools and workflows. The epoch is also higher than

@@ -69,7 +69,7 @@ begin atomic
     from public.phase_queue where queue_id = p_attempt.queue_id;
 end;
 
--- End a locked attempt, and move its phase accordingly.
+-- End a locked attempt, and move its phase accordingly. (exited_at and exit_code of p_attempt are stored with it.)
 create or replace function pgcoord_private.conclude_attempt(
     p_attempt pgcoord.attempt, p_outcome text, p_error text, p_reason text default null
 ) returns void
@@ -77,7 +77,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
     update pgcoord.attempt
-    set ended_at = clock_timestamp(), outcome = p_outcome, error = p_error
+    set ended_at = clock_timestamp(), outcome = p_outcome, error = p_error, exited_at = p_attempt.exited_at, exit_code = p_attempt.exit_code
     where id = p_attempt.id;
     perform pgcoord_private.set_reason(p_reason);
     update public.phase_queue
@@ -87,7 +87,7 @@ begin
             when p_outcome = 'returned' then 'queued'
             else 'failed'
         end
-    where queue_id = p_attempt.queue_id;
+    where queue_id = p_attempt.queue_id and attempt = p_attempt.number;
     perform pgcoord_private.set_reason(null);
 end $$;
 
@@ -109,7 +109,8 @@ begin
     if v_attempt.id is null or v_attempt.exited_at is not null then
         return;
     end if;
-    update pgcoord.attempt set exited_at = clock_timestamp(), exit_code = p_exit_code where id = p_attempt_id;
+    v_attempt.exited_at := clock_timestamp();    -- stored with the end, or below
+    v_attempt.exit_code := p_exit_code;
     if p_left_behind <> '' then
         perform pgcoord_private.log_attempt(v_attempt, 'attempt_left_behind', 'ended what its process left behind: ' || p_left_behind);
     end if;
@@ -118,12 +119,13 @@ begin
     end if;
     v_fault := 'its result file cannot be used: ' || v_fault;
     if v_attempt.ended_at is not null then
+        update pgcoord.attempt set exited_at = v_attempt.exited_at, exit_code = p_exit_code where id = p_attempt_id;
         perform pgcoord_private.log_attempt(v_attempt, 'attempt_exited',
             concat_ws('; ', format('exited with status %s', p_exit_code), v_fault));
     elsif v_attempt.ending is not null then
         perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
     elsif v_result ->> 'status' = 'later' then
-        perform pgcoord_private.postpone_attempt(p_attempt_id, coalesce(nullif(v_result ->> 'error', ''), 'its result says: later'));
+        perform pgcoord_private.postpone_attempt(v_attempt, coalesce(nullif(v_result ->> 'error', ''), 'its result says: later'));
     elsif p_exit_code = 0 and v_fault is null and v_result ->> 'status' is distinct from 'failed'
         and (not v_attempt.reports or v_result ->> 'status' = 'completed')
     then
@@ -188,8 +190,9 @@ begin
     if v_attempt.id is null or v_attempt.exited_at is not null then
         return false;
     end if;
-    update pgcoord.attempt set exited_at = clock_timestamp() where id = p_attempt_id;
+    v_attempt.exited_at := clock_timestamp();
     if v_attempt.ended_at is not null then
+        update pgcoord.attempt set exited_at = v_attempt.exited_at where id = p_attempt_id;
         return true;
     elsif v_attempt.ending is not null then
         perform pgcoord_private.conclude_attempt(v_attempt, v_attempt.ending, v_attempt.ending_reason, v_attempt.ending_reason);
@@ -199,7 +202,7 @@ begin
     return true;
 end $$;
 comment on function pgcoord.give_up_attempt(bigint, text, text) is
-    'For the coordinator: an attempt has no process; its outcome is failed (could not start), lost (vanished) or returned (given back unused); returns whether it was still open.';
+    'Give up an attempt that has no process, for the owner and coordinators: as failed (could not start), lost (vanished) or returned (unused). Returns whether it was still open.';
 
 -- End an attempt of another host whose lease has expired, as lost; a requested end takes precedence. Whether its process is
 -- gone is unknown: it stays recorded as alive, and the next coordinator on that host ends it.
@@ -236,35 +239,34 @@ begin
     where queue_id = (select queue_id from pgcoord.attempt where id = p_attempt_id and outcome = 'returned') and status = 'queued';
 end $$;
 
--- Return an attempt whose process ended because something is temporarily unavailable, such as a model. The wait doubles each
+-- Return a locked attempt whose process ended because something is temporarily unavailable, such as a model. The wait doubles each
 -- time in a row, from later_delay of the workflow to a quarter of an hour. Its costs count; no attempt is used up, until it
 -- happened max_later times in a row.
-create or replace function pgcoord_private.postpone_attempt(p_attempt_id bigint, p_reason text) returns void
+create or replace function pgcoord_private.postpone_attempt(p_attempt pgcoord.attempt, p_reason text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
-    v_attempt pgcoord.attempt := pgcoord_private.lock_attempt(p_attempt_id);
     v_in_a_row integer;
     v_delay interval;
     v_most integer;
 begin
-    select later_delay, max_later into v_delay, v_most from pgcoord.workflow where name = v_attempt.workflow;
+    select later_delay, max_later into v_delay, v_most from pgcoord.workflow where name = p_attempt.workflow;
     v_delay := coalesce(v_delay, '30 s');
     select a.number - 1 - coalesce(max(b.number), 0) into v_in_a_row
     from pgcoord.attempt as a
         left join pgcoord.attempt as b
             on b.queue_id = a.queue_id and b.number < a.number and b.outcome is distinct from 'returned'
-    where a.id = p_attempt_id
+    where a.id = p_attempt.id
     group by a.number;
     if v_in_a_row >= v_most then
-        perform pgcoord_private.conclude_attempt(v_attempt, 'failed',
+        perform pgcoord_private.conclude_attempt(p_attempt, 'failed',
             format('%s (max_later = %s is reached)', p_reason, v_most));
         return;
     end if;
-    perform pgcoord_private.conclude_attempt(v_attempt, 'returned', p_reason);
+    perform pgcoord_private.conclude_attempt(p_attempt, 'returned', p_reason);
     update public.phase_queue
     set retry_at = clock_timestamp() + least(v_delay * 2 ^ least(v_in_a_row, 10), greatest(v_delay, '15 min'))
-    where queue_id = v_attempt.queue_id and status = 'queued';
+    where queue_id = p_attempt.queue_id and status = 'queued';
 end $$;
 
 -- Request the end of attempts that have run, or waited in their engine, longer than permitted. Skips attempts that another
@@ -307,20 +309,118 @@ begin
     end if;
 end $$;
 
--- Refuse an end of an attempt that nobody knows. Errors: PC005.
-create or replace function pgcoord_private.check_outcome() returns trigger
+-- Refuse a request for an end that nobody knows (PC005), one after the end, or beside an earlier one, except that a person's
+-- cancellation outranks others, and a time-out may be taken back (PC008); also (PC002) a process that is gone before its
+-- attempt has ended, and (PC008) one that is alive again, or was not started after all.
+create or replace function pgcoord_private.guard_ending() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+    v_asks boolean := new.ending is distinct from old.ending;
+begin
+    if new.exited_at is not null and new.ended_at is null then
+        raise exception using
+            errcode = 'PC002',
+            message = format('attempt %s of phase %s has not ended: its process cannot be gone', new.number, new.queue_id),
+            hint = format('pgcoord.give_up_attempt(%s, outcome, error) ends an attempt that has no process.', new.id);
+    elsif v_asks and new.ending not in ('failed', 'timed_out', 'lost', 'cancelled') then
+        raise exception using
+            errcode = 'PC005',
+            message = format('attempt %s of phase %s cannot be asked to end as %L', new.number, new.queue_id, new.ending),
+            hint = 'It is failed, timed_out, lost or cancelled.';
+    elsif v_asks and (old.ended_at is not null or old.ending is not null
+            and new.ending is distinct from 'cancelled' and not (old.ending = 'timed_out' and new.ending is null))
+        or old.exited_at is not null and new.exited_at is null or old.started_at is not null and new.started_at is null
+    then
+        raise exception using
+            errcode = 'PC008',
+            message = format('attempt %s of phase %s %s: that stays as it is', old.number, old.queue_id, case
+                when old.ended_at is not null then format('has ended (%s)', old.outcome)
+                when old.ending is not null then format('is to end (%s)', old.ending)
+                else 'was started' end),
+            hint = 'The first end of an attempt counts. The functions of the schema pgcoord steer its phase.';
+    end if;
+    return new;
+end $$;
+
+-- At the commit, after a statement on an attempt alone: refuse an unknown end (PC005), another one than was recorded before
+-- (PC008), and the end of an attempt with which a phase still holds a slot (PC002). The end of a process is written before
+-- its phase moves.
+create or replace function pgcoord_private.check_attempt_agrees() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+    v_phase record;
+begin
+    perform pgcoord_private.check_outcome(new);
+    if old.outcome is not null and new.outcome is distinct from old.outcome then
+        raise exception using
+            errcode = 'PC008',
+            message = format('attempt %s of phase %s has ended (%s): that stays as it is', old.number, old.queue_id, old.outcome),
+            hint = 'The first end of an attempt counts. The functions of the schema pgcoord steer its phase.';
+    end if;
+    select status, slot into v_phase from public.phase_queue
+    where queue_id = new.queue_id and attempt = new.number and slot is not null;
+    if found then
+        raise exception using
+            errcode = 'PC002',
+            message = format('attempt %s of phase %s cannot end alone: the phase is %s and holds slot %s',
+                new.number, new.queue_id, v_phase.status, v_phase.slot),
+            hint = format('pgcoord.give_up_attempt(%s, outcome, error) ends both; complete_phase, fail_phase and cancel_phase do, too.', new.id);
+    end if;
+    return null;
+end $$;
+
+-- Refuse an end that nobody knows. Errors: PC005.
+create or replace function pgcoord_private.check_outcome(p_attempt pgcoord.attempt) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 begin
-    if new.outcome not in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned')
-        or new.ending not in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned')
-    then
+    if p_attempt.outcome not in ('completed', 'failed', 'timed_out', 'lost', 'cancelled', 'returned') then
         raise exception using
             errcode = 'PC005',
-            message = format('attempt %s of phase %s cannot end as %L', new.number, new.queue_id, coalesce(new.outcome, new.ending)),
+            message = format('attempt %s of phase %s cannot end as %L', p_attempt.number, p_attempt.queue_id, p_attempt.outcome),
             hint = 'It is completed, failed, timed_out, lost, cancelled or returned.';
     end if;
+end $$;
+
+-- Refuse an inserted attempt that has ended as nobody knows (PC005), or with a number that its phase has not reached (PC002).
+-- One that has not ended costs no look-up here, as each claim inserts one: if its phase does not hold it, nothing runs it
+-- (view assignment), and checkup names it.
+create or replace function pgcoord_private.guard_ended_attempt() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgcoord_private.check_outcome(new);
+    if not exists (
+        select from public.phase_queue as p
+        where p.queue_id = new.queue_id and (new.number < p.attempt or new.number = p.attempt and p.slot is null)
+    ) then
+        raise exception using
+            errcode = 'PC002',
+            message = format('phase %s has had no attempt %s that could have ended', new.queue_id, new.number),
+            hint = 'Attempts follow from claims. Insert a phase as completed, or skip it.';
+    end if;
     return new;
+end $$;
+
+-- Refuse (PC008) to change what an attempt was given when it was claimed: its process knows it by that. The folder of an
+-- attempt whose process is gone may have been moved, and a machine may have got another name.
+create or replace function pgcoord_private.guard_attempt_identity() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+    if (new.id, new.queue_id, new.number, new.adw_id, new.secret, new.slot, new.pool, new.lock, new.epoch, new.external, new.host is null)
+            is not distinct from
+            (old.id, old.queue_id, old.number, old.adw_id, old.secret, old.slot, old.pool, old.lock, old.epoch, old.external, old.host is null)
+        and (new.folder is not distinct from old.folder or old.exited_at is not null)
+    then
+        return new;
+    end if;
+    raise exception using
+        errcode = 'PC008',
+        message = format('attempt %s of phase %s keeps what it was claimed with', old.number, old.queue_id),
+        hint = 'Its number, adw_id, secret, slot, pool, lock, lead and folder stay as they are; the next attempt has its own.';
 end $$;
 
 -- Log that the end of an attempt was requested, and wake the coordinators: its process may be on any host.

@@ -167,7 +167,7 @@ begin
     return false;
 end $$;
 comment on function pgcoord.release_issues() is
-    'For the coordinator: GitHub answers, or is not asked any more; phases need not wait for it; returns whether any did.';
+    'Let the phases that wait for GitHub start, for the owner and coordinators; returns whether they were held back.';
 
 -- Log that a phase starts without an issue, since GitHub creates none for it.
 create or replace function pgcoord_private.do_without_issue(p_attempt_id bigint, p_reason text) returns void

@@ -33,16 +33,17 @@ begin
     end if;
 end $$;
 
--- Store the engine's id of a waiting job, and why it waits; of a local process, what the machine lacks to start it.
+-- Store the engine's id of a job, and why it waits, or cannot be ended; of a local process, what the machine lacks to start it.
 -- Writes only changes.
 create or replace function pgcoord_private.note_job(p_attempt_id bigint, p_job text, p_waits_for text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     update pgcoord.attempt as a
-    set job = coalesce(p_job, a.job), waits_for = case when a.started_at is null then p_waits_for end
+    set job = coalesce(p_job, a.job), waits_for = case when a.started_at is null or a.ending is not null then p_waits_for end
     where a.id = p_attempt_id and a.exited_at is null
-        and (coalesce(p_job, a.job), case when a.started_at is null then p_waits_for end) is distinct from (a.job, a.waits_for);
+        and (coalesce(p_job, a.job), case when a.started_at is null or a.ending is not null then p_waits_for end)
+            is distinct from (a.job, a.waits_for);
     if found then
         perform pg_notify('pgcoord_event', p.feature_id::text)
         from pgcoord.attempt as a join public.phase_queue as p using (queue_id) where a.id = p_attempt_id;

@@ -225,20 +225,24 @@ set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Checkup: are there processes that no coordinator looks after, or phases that are claimed and not started?
+-- (And attempts that no claim has made: nothing runs them.)
 -- Only a coordinator on the same machine can watch the process of an attempt: the leader, or one that stands by and renews a
 -- lease. Without either the attempt is lost after a while, though its process may still run. Jobs of engines belong to no
 -- machine: the leader watches them, and they may wait there for any time.
 create or replace function pgcoord_private.checkup_attempts() returns setof pgcoord.finding
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
-    select 'attempts', case when o.n = 0 and late.n = 0 then 'ok' when o.holds_slot then 'fail' else 'warn' end,
-        case when o.n > 0 then format('%s no coordinator on the same machine: %s',
+    select 'attempts', case when o.n = 0 and late.n = 0 and stray.n = 0 then 'ok' when o.holds_slot then 'fail' else 'warn' end,
+        case when stray.n > 0 then format('%s no phase holds: %s', pgcoord_private.counted(stray.n, 'attempt was inserted by hand, and',
+                'attempts were inserted by hand, and'), pgcoord_private.some_of(stray.names))
+            when o.n > 0 then format('%s no coordinator on the same machine: %s',
                 pgcoord_private.counted(o.n, 'process has', 'processes have'), pgcoord_private.some_of(o.names))
             when late.n > 0 then format('%s claimed, and not started: %s',
                 pgcoord_private.counted(late.n, 'phase is', 'phases are'), pgcoord_private.some_of(late.names))
             else 'every process has a coordinator on its machine'
         end,
-        case when o.n > 0 then format(
+        case when stray.n > 0 then format('delete from pgcoord.attempt where id = %s', stray.first_id)
+            when o.n > 0 then format(
                 'start ''pgcoord serve'' there; where it is gone for good: select pgcoord.give_up_attempt(%s, ''lost'', ''its machine is gone'')',
                 o.first_id)
             when late.n > 0 then 'the log of the coordinator says what it waits for: room on the disk (see disk), processes, a lock (see locks)' end
@@ -256,7 +260,13 @@ set search_path = pg_catalog, pg_temp as $$
             from pgcoord.attempt as a
             where a.started_at is null and a.ended_at is null and a.exited_at is null and not a.external
                 and a.host is not null and a.claimed_at < clock_timestamp() - interval '30 s'
-        ) as late;
+        ) as late
+        cross join (
+            select count(*) as n, min(a.id) as first_id,
+                array_agg(format('attempt %s of %s', a.number, a.queue_id) order by a.id) as names
+            from pgcoord.attempt as a join public.phase_queue as p using (queue_id)
+            where a.ended_at is null and (p.slot is null or p.attempt <> a.number)
+        ) as stray;
 $$;
 
 -- Checkup: are there phases that were inserted as running, which only a report ends?

@@ -123,31 +123,103 @@ create or replace trigger planned_features_delete_logs after delete on public.pl
 
 -- --- pgcoord.attempt: INSERT, UPDATE, DELETE, TRUNCATE
 
--- Refuse an unknown end.
-create or replace trigger attempt_end_guards before insert or update of ending, outcome on pgcoord.attempt
-    for each row when (new.outcome is not null or new.ending is not null)
-    execute function pgcoord_private.check_outcome();
+-- (attempt_end_agrees fires at the commit: sql/migrations/0043_attempt_agrees.sql.)
+
+-- Refuse requests that contradict what is recorded. (Of these columns alone: a completed phase writes none of them.)
+create or replace trigger attempt_ending_guards before update of ending, exited_at on pgcoord.attempt
+    for each row execute function pgcoord_private.guard_ending();
+create or replace trigger attempt_start_guards before update of started_at on pgcoord.attempt
+    for each row when (new.started_at is null) execute function pgcoord_private.guard_ending();
+
+-- Refuse an ended attempt that its phase never had. (Claims insert none that has ended.)
+create or replace trigger attempt_insert_guards before insert on pgcoord.attempt
+    for each row when (new.outcome is not null) execute function pgcoord_private.guard_ended_attempt();
+
+-- Refuse to change what an attempt was claimed with. (Of these columns alone, which no function of ours writes.)
+create or replace trigger attempt_identity_guards before update
+    of id, queue_id, number, adw_id, secret, slot, pool, lock, epoch, external, host, folder on pgcoord.attempt
+    for each row execute function pgcoord_private.guard_attempt_identity();
 
 -- Notify the coordinators that a process must be ended.
 create or replace trigger attempt_ending_tells after update of ending on pgcoord.attempt
     for each row execute function pgcoord_private.tell_ending();
 
--- Refuse to delete the attempt of a phase that holds a slot, and to truncate while a phase holds one.
+-- Refuse to delete the attempts of a phase that exists, and to truncate while a phase holds a slot, or has attempts.
 create or replace trigger attempt_delete_guards before delete on pgcoord.attempt
     for each row execute function pgcoord_private.guard_attempt_delete();
 create or replace trigger attempt_truncate_guards before truncate on pgcoord.attempt
     for each statement execute function pgcoord_private.guard_phase_truncate();
+create or replace trigger attempt_truncate_keeps after truncate on pgcoord.attempt
+    for each statement execute function pgcoord_private.guard_truncate();
 
 -- Notify the coordinators that a process must be ended whose attempt was deleted.
 create or replace trigger attempt_delete_tells after delete on pgcoord.attempt
     for each row when (old.exited_at is null and not old.external)
     execute function pgcoord_private.tell_deleted();
 
--- --- pgcoord.event: UPDATE, DELETE
+-- --- pgcoord.event: INSERT, UPDATE, DELETE, TRUNCATE
 
--- Events are append-only.
+-- Events are append-only; transitions are written by triggers.
+create or replace trigger event_insert_guards before insert on pgcoord.event
+    for each row execute function pgcoord_private.guard_new_event();
 create or replace trigger event_change_refuses before update or delete on pgcoord.event
     for each row execute function pgcoord_private.guard_event();
+create or replace trigger event_truncate_keeps after truncate on pgcoord.event
+    for each statement execute function pgcoord_private.guard_truncate();
+
+-- --- pgcoord.dependency, pgcoord.unqueued, pgcoord.free_slot
+
+-- What follows from phases is kept by triggers, and not changed by hand.
+create or replace trigger dependency_change_refuses before insert or update or delete on pgcoord.dependency
+    for each statement execute function pgcoord_private.refuse_by_hand();
+create or replace trigger dependency_truncate_keeps after truncate on pgcoord.dependency
+    for each statement execute function pgcoord_private.guard_truncate();
+create or replace trigger unqueued_change_refuses before insert or update or delete on pgcoord.unqueued
+    for each statement execute function pgcoord_private.refuse_by_hand();
+create or replace trigger unqueued_truncate_keeps after truncate on pgcoord.unqueued
+    for each statement execute function pgcoord_private.guard_truncate();
+
+-- Claims insert and delete rows, with each hop.
+create or replace trigger free_slot_change_refuses before update on pgcoord.free_slot
+    for each statement execute function pgcoord_private.refuse_by_hand();
+create or replace trigger free_slot_truncate_keeps after truncate on pgcoord.free_slot
+    for each statement execute function pgcoord_private.guard_truncate();
+
+-- --- pgcoord.slot
+
+-- Refuse to move a slot that is held; list the free ones anew.
+create or replace trigger slot_change_guards before update on pgcoord.slot
+    for each row execute function pgcoord_private.guard_slot();
+create or replace trigger slot_change_follows after insert or update or delete or truncate on pgcoord.slot
+    for each statement execute function pgcoord_private.follow_slots();
+
+-- --- pgcoord.control, pgcoord.coordinator
+
+-- The control row stays, and names a lead that was taken, whose row stays, too.
+create or replace trigger control_change_guards before update of epoch or delete on pgcoord.control
+    for each row execute function pgcoord_private.guard_control();
+create or replace trigger control_truncate_keeps after truncate on pgcoord.control
+    for each statement execute function pgcoord_private.guard_truncate();
+create or replace trigger coordinator_change_guards before update of epoch or delete on pgcoord.coordinator
+    for each row execute function pgcoord_private.guard_lead();
+create or replace trigger coordinator_truncate_keeps after truncate on pgcoord.coordinator
+    for each statement execute function pgcoord_private.guard_truncate();
+
+-- --- pgcoord.result
+
+-- A result stays with its attempt, and counts for the feature of that.
+create or replace trigger result_change_guards before insert or update of attempt_id, feature_id or delete on pgcoord.result
+    for each row execute function pgcoord_private.guard_result();
+create or replace trigger result_truncate_keeps after truncate on pgcoord.result
+    for each statement execute function pgcoord_private.guard_truncate();
+
+-- --- pgcoord.schedule_run
+
+-- What became of a due time stays.
+create or replace trigger schedule_run_change_guards before update or delete on pgcoord.schedule_run
+    for each row execute function pgcoord_private.guard_schedule_run();
+create or replace trigger schedule_run_truncate_keeps after truncate on pgcoord.schedule_run
+    for each statement execute function pgcoord_private.guard_truncate();
 
 -- --- pgcoord.schedule: INSERT, UPDATE, DELETE
 

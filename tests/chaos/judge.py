@@ -121,7 +121,9 @@ class Judge:
     def overdue(self, busy: Sequence[Busy], now: float) -> Busy | None:
         """Return the first of what is busy *now*, in seconds, that was so for too long already."""
         current = {(name, what) for name, what, _ in busy}
-        if self._newest != self.newest:  # the line moves on: who stands in it waits anew
+        if (
+            self._newest != self.newest
+        ):  # the line has moved: the wait of each phase in it begins anew
             self._newest = self.newest
             current = {(name, what) for name, what in current if what not in _IN_LINE}
         self._since = {key: since for key, since in self._since.items() if key in current}

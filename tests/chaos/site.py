@@ -235,7 +235,7 @@ class Site:
     def session(
         self, patience: int = 2, settings: Mapping[str, str] = MappingProxyType({})
     ) -> Iterator[Connection]:
-        """A session of somebody's, who waits for nothing longer than *patience*, in seconds."""
+        """A session of a person, in which no statement waits longer than *patience*, in seconds."""
         with psycopg.connect(
             self.postgres.dsn,
             autocommit=True,

@@ -319,7 +319,7 @@ def _of_attempt(state: State, attempt: Row, which: int) -> Iterator[Step]:
             f"record {name}",
             forgotten,
             f"select start_phase({me.epoch}, {number}, 1, 'then')",
-            # Somebody else leads, who finds the process; or it was given up, and is ended.
+            # Another coordinator leads, and finds the process; or it was given up, and is ended.
             refused={
                 "PC007": forgotten,
                 "PC003": forgotten.with_run(number, 143 if run == ALIVE else run),

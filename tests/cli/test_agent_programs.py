@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.agents import PACKAGES, program, settings
+from support.agents import FEW_TRIES, PACKAGES, program, settings
 from support.fake_model import FakeModel, fake_model
 
 from pgcoord import judge
@@ -60,6 +60,7 @@ def run(
             "PGCOORD_PROMPT_FILE": str(place / "prompt.md"),
             "PGCOORD_RESULT_FILE": str(place / "result.json"),
             **variables,
+            **FEW_TRIES.get(agent, {}),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

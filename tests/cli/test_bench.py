@@ -181,7 +181,7 @@ def test_bench_names_the_right_that_it_needs(server: str, conn: Connection, tmp_
 
 @contextmanager
 def busy(dsn: str, statement: str) -> Iterator[None]:
-    """Somebody with the coordinator's name who runs a statement again and again."""
+    """A session with the coordinator's name that runs a statement again and again."""
     enough = threading.Event()
 
     def ask() -> None:

@@ -1,6 +1,7 @@
 """The command line as people use it: real plans, real processes, a real database."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -16,9 +17,9 @@ from support import PATIENCE
 from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, statuses, take_lead
 from support.desk import CONFIGURATION, Desk, until
-from typer.testing import CliRunner
+from support.help import help_of
 
-from pgcoord.__main__ import _MODULE_OF, make_app
+from pgcoord.__main__ import _MODULE_OF
 from pgcoord.database import schema
 from pgcoord.database.embedded import EmbeddedPostgres
 
@@ -599,6 +600,8 @@ def test_slots_shows_and_sets_how_many_run_at_once(
     add_feature(conn, {1: [], 2: []})
     claim(conn, epoch)
     assert desk.say("slots", "1") == "1 slot, 1 held; queue-1-2 runs to its end beyond them"
+    both = desk.say("slots", "0")
+    assert both == "0 slots, 0 held; queue-1-1, queue-1-2 run to their end beyond them"
     assert desk.say("slots", "5") == "5 slots, 2 held"
     assert len(conn.execute("select from pgcoord.slot").fetchall()) == 5
 
@@ -727,6 +730,8 @@ def test_status_shows_slots_and_the_phases_of_unfinished_features(
     assert output[1].startswith("coordinator: process 1 on here, since ")
     assert output[2].startswith("everything is paused since ")
     assert output[3] == "Feature 2: a  0/2 (0 %) in progress"
+    desk.say("slots", "40")
+    assert desk.say("status").splitlines()[0] == "slots: 1 queue-2-1, 39 free"
     assert re.fullmatch(r"├── ▷ ready      1 Phase 1 · slot 1 · \d s", output[4])
     assert output[5:] == ["└── · queued     2 Phase 2 · waits for phase 1, ready"]
     assert "Feature 1: a  1/1 (100 %) completed" in desk.say("status", "--all").splitlines()
@@ -1178,7 +1183,12 @@ def test_a_short_command_looks_for_no_garbage(desk: Desk, conn: Connection, word
 
 @pytest.mark.parametrize("name", sorted(_MODULE_OF))
 def test_a_frequent_command_is_the_same_with_all_others(name: str) -> None:
-    alone, among_all = (
-        CliRunner().invoke(make_app(words), [name, "--help"]) for words in ([name], [])
-    )
+    alone, among_all = (help_of(name, words=words) for words in ([name], []))
     assert (alone.exit_code, alone.output) == (0, among_all.output)
+
+
+def test_help_that_is_asked_for_here_leaves_the_log_as_it_was() -> None:
+    loggers = [logging.getLogger(name) for name in ("", "pgcoord", "psycopg")]
+    before = [(each.level, [*each.handlers]) for each in loggers]
+    help_of("status")
+    assert [(each.level, [*each.handlers]) for each in loggers] == before

@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import PATIENCE, git
 from support.database import Connection, add_feature
 from support.desk import CONFIGURATION, Desk, address_of, until
+from support.disk import small_disk
 from support.fake_github import REPOSITORY, TOKEN, FakeGitHub, serving_github
 from support.pooler import Pooler, Proxy
 
@@ -224,6 +225,9 @@ def test_doctor_tries_the_address_that_processes_report_to(desk: Desk) -> None:
 
 
 POOL = """
+[server]
+port = 0
+
 [pool.far]
 launcher = "command"
 slots = 2
@@ -275,6 +279,15 @@ def test_the_disk_is_that_of_the_last_coordinator_of_this_machine(
     assert f"free for logs in {desk.folder}/.pgcoord/runs" in desk.call("doctor").stdout
     conn.execute("update pgcoord.coordinator set host = %s", [socket.gethostname()])
     assert "free for logs in /runs" in desk.call("doctor").stdout
+
+
+def test_the_disk_of_a_shared_folder_is_looked_at_as_well(desk: Desk, conn: Connection) -> None:
+    with small_disk(desk.folder / "shared") as shared:
+        pool = '[pool.far]\nlauncher = "slurm"\nslots = 2\nfolder = "shared/runs"\n'
+        desk.write("pgcoord.toml", CONFIGURATION + pool)
+        said = desk.call("doctor").stdout
+    assert re.search(rf"✗ fail  disk           0 MB free for logs in {shared}/runs", said), said
+    assert re.search(r"✓ ok    disk  .* free for logs in ", said)
 
 
 @pytest.mark.parametrize(

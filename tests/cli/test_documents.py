@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from support.database import Connection
 from support.desk import Desk
+from support.help import help_of
 from support.walk import blocks_of
-from typer.testing import CliRunner
 
-from pgcoord.__main__ import make_app
 from pgcoord.configuration.reading import read_configuration
 from pgcoord.plan.parsing import parse_plan
 
@@ -44,7 +43,7 @@ def check(command: str) -> None:
     names = [
         word for word in words[: 2 if words[:1] in (["db"], ["schedule"]) else 1] if word[0] != "-"
     ]
-    help = CliRunner().invoke(make_app(), [*names, "--help"])
+    help = help_of(*names)
     assert help.exit_code == 0, f"there is no command {' '.join(names)}: {command}"
     if names == ["psql"]:  # hands on what it does not know
         return

@@ -477,6 +477,55 @@ def test_a_kill_in_the_middle_of_initdb_leaves_no_half_cluster(
     assert not half_made.exists()
 
 
+@pytest.mark.parametrize("number", ["KILL", "INT"])
+def test_a_server_that_is_ended_as_it_starts_is_started_again(
+    stopped: EmbeddedPostgres, make: Make, tmp_path: Path, number: str
+) -> None:
+    stopped.start()
+    stopped.stop()
+    real, killing = stopped.binaries.directory, tmp_path / "killing"
+    killing.mkdir()
+    for program in ("postgres", "initdb"):
+        (killing / program).symlink_to(real / program)
+    script = killing / "pg_ctl"
+    script.write_text(
+        f"""#!/bin/sh
+        [ "${{*%start}}" = "$*" ] || [ -e {tmp_path}/killed ] || {{
+            touch {tmp_path}/killed
+            {real}/pg_ctl "$@"
+            # As to a client that comes too early:
+            echo "[1] FATAL:  the database system is starting up" >>log
+            pid=$(head -1 data/postmaster.pid) && kill -{number} $pid
+            while kill -0 $pid 2>&-; do sleep 0.1; done
+            exit 1
+        }}
+        exec {real}/pg_ctl "$@"
+        """
+    )
+    script.chmod(0o755)
+    again = make(stopped.state, Binaries(killing, stopped.binaries.version))
+    assert again.start()
+    assert (tmp_path / "killed").exists()
+    assert ask(again, "select 1") == 1
+
+
+def test_a_server_that_recovers_and_is_killed_then_is_started_again(
+    stopped: EmbeddedPostgres,
+) -> None:
+    class Recovering(EmbeddedPostgres):
+        asked = 0
+
+        def running(self) -> bool:
+            self.asked += 1
+            if self.asked == 2:
+                kill_server(self)
+            return self.asked > 2 and super().running()
+
+    stopped.start()
+    assert Recovering(stopped.state).start()
+    assert ask(stopped, "select 1") == 1
+
+
 def test_a_start_whose_caller_was_killed_is_carried_on(stopped: EmbeddedPostgres) -> None:
     caller = call(stopped.state)
     wait_until((stopped.server.data / "postmaster.pid").exists)

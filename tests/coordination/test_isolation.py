@@ -204,11 +204,12 @@ async def test_a_locked_slot_is_passed_over(dsn: str, watch: Watch, tmp_path: Pa
 
 
 @pytest.mark.scale
+@pytest.mark.parametrize("table", ["slot", "free_slot"])
 async def test_a_claim_waits_for_locked_slots_and_names_them(
-    dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture, table: str
 ) -> None:
     async with running(make_coordinator(dsn, tmp_path)):
-        async with holding(dsn, "select from pgcoord.slot for update") as other:
+        async with holding(dsn, f"select from pgcoord.{table} for update") as other:
             await watch.submit("true")
             pid = other.conn.info.backend_pid
             await watch.until_found("select from pgcoord.lock_waits where lock like 'slot %%'")

@@ -1,11 +1,15 @@
 """No wake-up is lost, whenever it is sent and whatever happens to the connections."""
 
 import asyncio
+import itertools
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,16 +17,24 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import PATIENCE
 from support.coordination import Gate, Watch, make_coordinator, running, scripts, watching
 
+from pgcoord.commands.context import check_schema
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision
 from pgcoord.database import schema, session
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.embedded import EmbeddedPostgres
-from pgcoord.database.listener import PING_EVERY, Listener, listening, round_trip
+from pgcoord.database.listener import (
+    _LOST_AFTER,
+    PING_EVERY,
+    Listener,
+    check_wake_ups,
+    listening,
+    round_trip,
+)
 from pgcoord.database.work import NextWork
 from pgcoord.errors import DatabaseUnusable
 
-STEPS = ["before claim", "after claim", "after attend", "after agenda"]
+STEPS = ["before claim", "after claim", "after attend", "after next work"]
 
 
 def before_waiting(listener: Listener, do: Callable[[], Awaitable[None]]) -> None:
@@ -59,7 +71,7 @@ class Stepped(Coordinator):
 
     async def _lead(self) -> None:
         assert self._leadership.listener
-        before_waiting(self._leadership.listener, lambda: self._reach("after agenda"))
+        before_waiting(self._leadership.listener, lambda: self._reach("after next work"))
         await super()._lead()
 
 
@@ -305,6 +317,26 @@ async def test_a_server_that_refuses_for_good_ends_the_coordinator_at_once(
             await coordinator.run()
 
 
+@pytest.mark.scale
+async def test_a_notification_of_a_server_that_is_slow_for_a_moment_is_not_taken_for_lost(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notify = session.notify
+    async with await connect(dsn) as receiver:
+        pid = receiver.info.backend_pid
+
+        async def freeze_and_notify(sender: psycopg.AsyncConnection[Any], channel: str) -> None:
+            os.kill(pid, signal.SIGSTOP)
+            await notify(sender, channel)
+            later = 1.5 * _LOST_AFTER
+            asyncio.get_running_loop().call_later(later, os.kill, pid, signal.SIGCONT)
+
+        monkeypatch.setattr(session, "notify", freeze_and_notify)
+        took = await round_trip(dsn, receiver)
+    assert took is not None
+    assert took >= 1.5 * _LOST_AFTER
+
+
 @asynccontextmanager
 async def cutting_when_idle(dsn: str, seconds: float) -> AsyncIterator[str]:
     """A way to the server on which a connection is cut once nothing has passed for *seconds*."""
@@ -356,6 +388,63 @@ async def test_a_setting_that_cuts_idle_connections_is_named_with_its_time(
                 await asyncio.sleep(0.05)
         await watch.submit("true")
         await watch.until_statuses("completed")
+
+
+@asynccontextmanager
+async def cutting_at(dsn: str, number: int, which: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A way to the server on which *which* connection, or "every" one, is cut at this packet.
+
+    Packets of clients are counted. The event says that this has happened; a later connection stays.
+    """
+    values = conninfo_to_dict(dsn)
+    host, port = str(values["host"]), int(values.get("port") or 5432)
+    cut = asyncio.Event()
+    open_ends: list[asyncio.StreamWriter] = []
+    packets = itertools.count(1)
+
+    async def pump(
+        source: asyncio.StreamReader, sink: asyncio.StreamWriter, answers: asyncio.StreamWriter
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                if sink is not answers and next(packets) == number:
+                    cut.set()
+                    for end in open_ends if which == "every" else (sink, answers):
+                        end.close()
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if host.startswith("/"):
+            back = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            back = await asyncio.open_connection(host, port)
+        open_ends.extend((writer, back[1]))
+        await asyncio.gather(pump(reader, back[1], writer), pump(back[0], writer, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        address = server.sockets[0].getsockname()
+        yield make_conninfo(dsn, host="127.0.0.1", port=address[1], sslmode="disable"), cut
+
+
+@pytest.mark.parametrize("which", ["one", "every"])
+async def test_the_checks_of_the_start_are_tried_again_wherever_they_are_cut_off(
+    dsn: str, which: str
+) -> None:
+    lost = []
+    for number in itertools.count(1):
+        async with cutting_at(dsn, number, which) as (way, cut):
+            try:
+                await asyncio.to_thread(check_schema, way, lock_seconds=PATIENCE)
+                await check_wake_ups(way)
+            except DatabaseUnusable as error:
+                lost.append((number, error))
+        if not cut.is_set():
+            break
+    assert len(lost) > 10
+    assert [each for each in lost if not may_pass(each[1])] == []
 
 
 @pytest.mark.scale

@@ -8,7 +8,7 @@ from support.coordination import Watch, holding, make_coordinator, running, watc
 
 
 async def until_logged(watch: Watch, caplog: pytest.LogCaptureFixture, words: str) -> None:
-    """Have those that stand by ask for the lead until *words* are logged."""
+    """Make the coordinators that stand by try to lead until *words* are logged."""
     while words not in caplog.text:
         await watch.conn.execute("notify pgcoord_stand_by")
         await asyncio.sleep(0.05)
@@ -36,7 +36,7 @@ async def test_a_lead_that_waits_for_a_row_keeps_the_control_row_from_nobody(
 
 
 @pytest.mark.scale
-async def test_who_holds_the_control_row_before_anybody_leads_is_named_as_the_reason(
+async def test_the_holder_of_the_control_row_is_named_before_anybody_leads(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await watch.submit("true")

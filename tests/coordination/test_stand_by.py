@@ -1,4 +1,4 @@
-"""Several coordinators on one database: who leads, who takes over, whose processes are whose."""
+"""Several coordinators on one database: the lead, its takeover, and the owner of each process."""
 
 import asyncio
 import os

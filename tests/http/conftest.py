@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page
-from support.database import Connection, add_feature, claim, start
+from support.database import Connection, add_feature, claim, force, start
 from support.panel_browser import browsing, chromium, served
 from support.panel_scene import Scene, set_scene
 
@@ -68,7 +68,7 @@ def written(conn: Connection, epoch: int, tmp_path: Path) -> Path:
     add_feature(conn, {1: []})
     claim(conn, epoch)
     start(conn, epoch, "queue-1-1")
-    conn.execute("update pgcoord.attempt set folder = %s", [str(tmp_path)])
+    force(conn, "update pgcoord.attempt set folder = %s", str(tmp_path))
     path = tmp_path / "log"
     path.write_text("begun\n")
     return path

@@ -105,7 +105,7 @@ async def by_command(action: Action, feature: int, site: Site, conn: Connection)
     assert said.strip()
 
 
-DOORS: tuple[Callable[[Action, int, Site, Connection], Awaitable[None]], ...] = (
+INTERFACES: tuple[Callable[[Action, int, Site, Connection], Awaitable[None]], ...] = (
     by_sql,
     by_rest,
     by_panel,
@@ -152,11 +152,11 @@ def look(conn: Connection, feature: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.name)
-async def test_each_action_does_the_same_by_every_door(
+async def test_each_action_does_the_same_by_every_interface(
     action: Action, site: Site, conn: Connection
 ) -> None:
     effects = {}
-    for door in DOORS:
+    for interface in INTERFACES:
         conn.execute("select pgcoord.resume(), pgcoord.set_slots(3)")
         feature = add_feature(conn, {1: [], 2: [1], 3: [2]})
         if action.scope != "schedule":
@@ -169,27 +169,27 @@ async def test_each_action_does_the_same_by_every_door(
             )
             conn.execute(BEFORE.get(action.name, "select 1").encode())
         before = look(conn, feature)
-        await door(action, feature, site, conn)
-        effects[door.__name__] = look(conn, feature)
-        assert effects[door.__name__] != before
+        await interface(action, feature, site, conn)
+        effects[interface.__name__] = look(conn, feature)
+        assert effects[interface.__name__] != before
     assert all(each == effects["by_sql"] for each in effects.values()), effects
 
 
-async def test_several_phases_are_changed_by_every_door(site: Site, conn: Connection) -> None:
+async def test_several_phases_are_changed_by_every_interface(site: Site, conn: Connection) -> None:
     effects = []
-    for door in ("sql", "rest", "panel", "command"):
+    for interface in ("sql", "rest", "panel", "command"):
         feature = add_feature(conn, {1: [], 2: [1], 3: [2]})
         names = [f"queue-{feature}-{n}" for n in (1, 2)]
         conn.execute("select pgcoord.act_on_phases('cancel', %s, 'x')", [names])
         names.append(f"queue-{feature}-3")  # refuses
-        if door == "sql":
+        if interface == "sql":
             conn.execute("select pgcoord.act_on_phases('retry', %s, 'why')", [names])
-        elif door == "rest":
+        elif interface == "rest":
             body = {"action": "retry", "queue_ids": names, "reason": "why"}
             answer = await site.client.post("/api/v1/queue/several", json=body)
             assert answer.status_code == 200, answer.text
             assert [bool(each["refused"]) for each in answer.json()] == [False] * 3
-        elif door == "panel":
+        elif interface == "panel":
             form = {"action": "retry", "phase": names, "reason": "why", "sure": "1"}
             answer = await site.client.post("/several", data=form)
             assert answer.status_code in (200, 303), answer.text

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from psycopg.types.json import Jsonb
+from support import PATIENCE
 from support.cases import case
 from support.coordination import watching
 from support.database import Connection, add_feature, claim, start, statuses
@@ -383,6 +384,8 @@ async def test_the_api_keeps_its_openapi_description(
         f"--mode={mode}",
         f"--max-examples={examples}",
         "--generation-allow-x00=false",  # no text of Postgres holds it
+        "--suppress-health-check=too_slow",  # which judges the machine
+        f"--request-timeout={PATIENCE}",
         "--seed=1",
         "--exclude-checks=unsupported_method,ignored_auth,missing_required_header",
         "--generation-database=none",

@@ -55,7 +55,7 @@ def lock(queue_id: str) -> str:
 
 
 async def send_until(stopped: asyncio.Event, site: Site, body: dict[str, Any]) -> set[int | None]:
-    """The statuses that twelve senders get who give up each time after 2 s, and send again."""
+    """The statuses that twelve senders get, each of which gives up after 2 s and sends again."""
     statuses: set[int | None] = set()
 
     async def send() -> None:

@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.async_api import Browser, Page, expect
 from psycopg.types.json import Jsonb
-from support.database import Connection, add_phase, claim, start, statuses
+from support.database import Connection, add_phase, claim, force, start, statuses
 from support.panel_browser import confirm, is_live, look
 from support.panel_scene import Scene, add_diamond, fail
 
@@ -29,11 +29,11 @@ async def test_no_text_becomes_a_script(
     add_phase(conn, 1, 2, [1], phase_data=Jsonb({**data, "workflow_type": SCRIPT}))
     add_phase(conn, 1, 3, [], phase_data=Jsonb({**data, "workflow_type": SCRIPT}))
     fail(conn, epoch, "queue-1-1", SCRIPT)
-    conn.execute("update pgcoord.attempt set folder = %s, adw_id = %s", [str(tmp_path), SCRIPT])
+    force(conn, "update pgcoord.attempt set folder = %s, adw_id = %s", str(tmp_path), SCRIPT)
     (tmp_path / "log").write_text(SCRIPT)
     add_phase(conn, 1, 4, phase_data=Jsonb({"title": SCRIPT}), priority=1)
     start(conn, epoch, *claim(conn, epoch))
-    conn.execute("update pgcoord.attempt set folder = %s where exited_at is null", [str(tmp_path)])
+    force(conn, "update pgcoord.attempt set folder = %s where exited_at is null", str(tmp_path))
     conn.execute("select pgcoord.pause(1, %s)", [SCRIPT])
     conn.execute("select pgcoord.pause(null, %s)", [SCRIPT])
     await look(page, panel)
@@ -145,6 +145,7 @@ async def test_the_keyboard_alone_can_do_everything(
     await is_live(page)
     await tab_to("1 Phase 1")
     await page.keyboard.press("Enter")
+    await page.wait_for_url("**/phases/*")  # the page before is live, too
     await is_live(page)
     await tab_to("Cancel phase…")
     await page.keyboard.press("Enter")

@@ -108,8 +108,8 @@ async def test_the_flow_of_the_specification_is_watched_live(
         await stands(*["Completed"] * 5)
         await expect(page).to_have_title("Live updates, 5/5 · pgcoord")
         await expect(page.locator("#facts")).to_contain_text("5/5 (100 %)")
-        assert await page.locator(".graph .edge.met").count() == 5
-        assert await page.locator(".graph .edge.broken").count() == 0
+        await expect(page.locator(".graph .edge.met")).to_have_count(5)
+        await expect(page.locator(".graph .edge.broken")).to_have_count(0)
 
 
 async def test_a_slot_shows_the_last_line_of_output_and_for_how_long_there_was_none(
@@ -250,7 +250,7 @@ async def test_a_change_of_one_phase_of_five_hundred_is_sent_in_ten_kilobytes(
     await expect(page.locator("#in-line")).to_have_text("next in line: 5, 6, 7, 8, 9")
     sent = await page.evaluate("sent")
     assert sum(map(len, sent.values())) < 10_000, "of all pieces it would be half a million"
-    # Its timeline is fetched by those who look at it.
+    # Its timeline is fetched only when a viewer opens it.
     await page.locator("#timeline").scroll_into_view_if_needed()
     await expect(page.locator("#timeline .who .completed")).to_have_count(1)
 
@@ -281,7 +281,7 @@ async def test_a_critical_path_that_moves_sends_no_phase_again(
     assert [each for each in sent if each.startswith("phase-")] == ["phase-10"]
     # Nor an edge of the graph, since none of them waits for phase 10: only what is drawn over them.
     assert [each for each in sent if each.startswith("edge-")] == []
-    assert await page.locator("#path-0 .on-path").count() == 9
+    await expect(page.locator("#path-0 .on-path")).to_have_count(9)
     assert sum(len(html) for each, html in sent.items() if each.startswith("path-")) < 2_000
 
 

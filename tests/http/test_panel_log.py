@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 from playwright.async_api import Page, expect
-from support.database import Connection, add_feature, claim, start
+from support.database import Connection, add_feature, claim, force, start
 from support.panel_browser import is_live, look
 
 
@@ -47,7 +47,7 @@ async def test_the_log_of_an_attempt_that_begins_is_shown_and_followed(
         (tmp_path / attempt).mkdir()
         with conn.transaction():
             claim(conn, epoch)
-            conn.execute("update pgcoord.attempt set folder = %s", [str(tmp_path / attempt)])
+            force(conn, "update pgcoord.attempt set folder = %s", str(tmp_path / attempt))
         start(conn, epoch, "queue-1-1")
         await expect(page.locator("#log-place")).to_contain_text("no output yet")
         (tmp_path / attempt / "log").write_text(f"this is the {attempt}\n")

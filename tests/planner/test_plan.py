@@ -16,6 +16,7 @@ from support.cases import case
 
 from pgcoord.errors import InvalidPlan
 from pgcoord.plan.files import read_plan
+from pgcoord.plan.headings import looks_like_plan
 from pgcoord.plan.model import Plan, PlannedPhase
 from pgcoord.plan.parsing import parse_plan
 from pgcoord.plan.writing import write_plan
@@ -977,3 +978,57 @@ def test_unread_dependencies_are_named() -> None:
         f"plan.md:3: dependencies that are named above the phases are not read: {below}",
         f"plan.md:5: the dependencies that this graph draws are not read: {below}",
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "T\n=\n\nPhase 1: a\n---\n\nx\n",
+        "# T\n\n## [ ] Phase 1: a\n\nx\n",
+        "# T\n\n## 🚀 Phase 1: a\n\nx\n",
+    ],
+)
+def test_what_is_read_as_a_plan_looks_like_one(text: str) -> None:
+    assert len(parse(text).phases) == 1
+    assert looks_like_plan(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("# T\n\n**Phase 1: a**\nx\n\n**Phase 2: b**\ny\n", [3, 6]),
+        ("<h1>T</h1>\n<h2>Phase 1: a</h2>\n<p>x</p>\n<h2>Phase 2: b</h2>\n", [2, 4]),
+        ("# Phase 1: a\nx\n\n# Phase 2: b\ny\n", [1, 4]),
+        ("T\n\nPHASE 1 - a\nx\n\nPHASE 2 - b\ny\n", [3, 6]),
+        ("# T\n\n## 第一步: a\n\n## 2단계: b\n\n## Etap 3: c\n", [3, 5, 7]),
+    ],
+)
+def test_a_file_without_a_phase_names_what_its_author_took_for_one(
+    text: str, lines: list[int]
+) -> None:
+    told = [each for each in problems(text) if "no phase" not in each and "no title" not in each]
+    assert [int(each.partition(":")[0]) for each in told] == lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "## Phase 3: c\n\nDepends\u00a0on: 1\n\nx\n",
+        "## Phase 3: c\nDepends on:\u00a01\n\nx\n",
+        "## Phase 3: c\n\nx\n\nDepends\u00a0on phase\u00a01.\n",
+        "## Phase 3: c (depends\u202fon\u00a01)\n\nx\n",
+        "## Phase\u00a03\u00a0: c\n**Depends\u00a0on:** 1\n\nx\n",
+    ],
+)
+def test_blanks_that_do_not_break_are_blanks(text: str) -> None:
+    plan = parse(f"{HEAD}{PHASE_1}## Phase 2: b\n\nx\n\n{text}")
+    assert plan.phases[2].depends_on == (1,)
+
+
+def test_dependencies_in_a_section_of_no_phase_are_named() -> None:
+    phases = f"{HEAD}{PHASE_1}## Phase 2: b\n{{}}\ny\n\n"
+    section = "## Dependencies\n\n- Phase 2 depends on Phase 1\n- Phase 3 depends on Phase 1\n"
+    below = "say it by 'Depends on: …' below the heading of each phase"
+    said = f"plan.md:13: dependencies that are named outside of a phase are not read: {below}"
+    assert said in parse(phases.format("") + section).notes
+    assert said not in parse(phases.format("Depends on: 1") + section).notes

@@ -122,6 +122,36 @@ Backend analyzes: 5 phases needed
     }
 
 
+def test_what_surrounds_a_list_of_work_is_in_the_prompts_and_no_phase_of_its_own() -> None:
+    found = rows(
+        "## Tasks\n\nUse only what Postgres 14 has.\n\nThe steps:\n\n"
+        "- Add a table\n- Build the page\n\nAsk Dana if in doubt.\n"
+    )
+    assert [each["title"] for each in found] == ["Add a table", "Build the page"]
+    for each in found:
+        assert "only what Postgres 14 has" in each["prompt_content"]
+        assert "Ask Dana" in each["prompt_content"]
+        assert "The steps:" not in each["prompt_content"]
+
+
+def test_blanks_that_do_not_break_are_blanks() -> None:
+    found = graph("1. Add a table\n2. Build a page\n3. Build another (depends\u00a0on\u00a01)")
+    assert found == {
+        "Add a table": set(),
+        "Build a page": {"Add a table"},
+        "Build another": {"Add a table"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("number", "digits"),
+    [("一", 1), ("十", 10), ("十二", 12), ("二十", 20), ("二十三", 23), ("7", 7)],
+)
+def test_numbers_of_steps_may_be_in_chinese(number: str, digits: int) -> None:
+    feature = Feature("x", f"## 第{number}步 甲\n\nA\n\n## 步骤 {digits + 1}: 乙\n\nB\n")
+    assert [each.number for each in read_structure(feature).items] == [digits, digits + 1]
+
+
 def test_a_description_that_says_little_gets_tests_and_documents_beside_each_other() -> None:
     assert graph("Multi-phase test", 10, "Test Feature") == {
         "Test Feature": set(),

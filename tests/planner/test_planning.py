@@ -253,6 +253,19 @@ WRONG_USE: Any = [
 ]
 
 
+def test_a_file_without_a_title_is_called_by_its_name_and_keeps_its_first_step(
+    bare_desk: Desk,
+) -> None:
+    (bare_desk.folder / "add-two_factor").mkdir()
+    for name, title in {
+        "add-two_factor/tasks.md": "Add two factor",
+        "dark-mode.md": "Dark mode",
+    }.items():
+        bare_desk.write(name, "- [ ] Add a table\n- [ ] Build the page\n")
+        said = bare_desk.say("plan", name)
+        assert said.startswith(f"{title}: planned, 2 phases\n")
+
+
 def test_wrong_use_is_reported(desk: Desk, conn: Connection) -> None:
     conn.execute("insert into planned_features (id, title) values (8, 'T')")
     desk.write("empty.md", "\n")

@@ -201,10 +201,12 @@ async def test_a_refused_copy_does_not_end_the_running_copy(
         second = engine.jobs[await engine.submit(job.order)]
         assert "another copy of its job began on node1" in str(await second.begin(watch.conn, "b"))
         second.end(75)
+        job.order.log.write_text("pgcoord: this copy of the job runs nothing: ...\n")
         del engine.jobs[job.seen.job]  # its node is lost, and the process lives
         await watch.until_statuses("failed")
         attempt = await watch.one("select outcome, error from pgcoord.attempt")
     assert attempt["outcome"] == "lost"
+    assert "(job 1: FAILED: pgcoord: this copy of the job runs nothing: ...)" in attempt["error"]
     assert "its process may still run" in attempt["error"]
 
 
@@ -229,6 +231,32 @@ async def test_a_pool_that_gets_another_engine_takes_no_job_of_the_former_for_lo
     assert (await watch.one("select outcome from pgcoord.attempt where id = 1"))[
         "outcome"
     ] == "failed"
+
+
+async def test_a_job_at_a_former_launcher_says_so_and_ends_once_that_is_declared_again(
+    dsn: str,
+    tmp_path: Path,
+    engine: FakeEngine,
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    FakeEngine().is_launcher(monkeypatch, "other")
+    before = coordinator(dsn, tmp_path)
+    async with running(before):
+        await watch.submit("true")
+        await (await submitted(watch, engine)).begin(watch.conn)
+        await watch.until_statuses("running")
+    async with running(coordinator(dsn, tmp_path, launcher="other")) as leader:
+        await watch.conn.execute("select from pgcoord.cancel_phase('queue-1-1', 'enough')")
+        await watch.until_found(
+            "select from pgcoord.why('queue-1-1') where words ~ ': enough; job 1: it cannot be"
+            " ended now: its job is at fake, the former launcher of pool far: declare that'"
+        )
+        assert len([each for each in caplog.messages if "cannot be ended" in each]) == 1
+        leader.reconfigure(replace(leader.configuration, pools=before.configuration.pools))
+        await watch.until_statuses("cancelled")
+    assert [each.seen.state for each in engine.in_line()] == [EngineState.ENDED]
 
 
 async def test_the_log_of_a_job_that_ends_without_a_word_is_copied_to_its_end(
@@ -525,6 +553,7 @@ async def test_people_see_pool_engine_job_node_and_reason(
             cwd=tmp_path,
             env={**os.environ, "DATABASE_URL": dsn, "COLUMNS": "200"},
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
         )
         output, _ = await process.communicate()
         return output.decode()
@@ -536,6 +565,21 @@ async def test_people_see_pool_engine_job_node_and_reason(
         await watch.until_found("select from pgcoord.attempt where waits_for is not null")
         waits = "waits in pool far since [0-9:]+ UTC, job 1: Priority"
         assert re.search(waits, await said("status", "1"))
+        no_log = "has not started, so it has no log"
+        assert re.search(rf"{no_log}: {waits}", await said("logs", "1.1"))
+        assert no_log in await said("logs", "1")
+        following = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pgcoord", "logs", "-f", "1.1"),
+            cwd=tmp_path,
+            env={**os.environ, "DATABASE_URL": dsn, "COLUMNS": "200"},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert following.stderr
+        heard = b""
+        while not re.search(waits, heard.decode()):
+            heard += await following.stderr.readline() or pytest.fail(heard.decode())
+        following.terminate()
+        await following.wait()
         assert re.search(waits, (await site.client.get("/phases/queue-1-1")).text)
         await job.begin(watch.conn)
         await watch.until_statuses("running")
@@ -547,9 +591,9 @@ async def test_people_see_pool_engine_job_node_and_reason(
         for words in ("far (fake)", "node1", "job 1"):
             assert words in page
         (job.order.folder / "log").write_text("first\n")
-        following = asyncio.create_task(said("logs", "-f", "1.1"))
+        followed = asyncio.create_task(said("logs", "-f", "1.1"))
         await asyncio.sleep(0)
         with open(job.order.folder / "log", "a") as log:  # noqa: ASYNC230
             log.write("and last\n")
         await job.exit(watch.conn)
-        assert await following == "first\nand last\n"
+        assert "first\nand last\n" in await followed

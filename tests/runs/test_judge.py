@@ -82,7 +82,7 @@ QUOTA = "429: You exceeded your current quota, please check your plan and billin
         ('echo \'{"error": {"code": 5}}\'', {"fails_on": ["$.error.code"]}, 1, "pgcoord: its output has $.error.code: 5"),
         ('echo \'{"error": {"code": 0}}\'', {"fails_on": ["$.error.code"]}, 0, None),
         ("printf 'no end of line'", {"fails_on": ["end of line$"]}, 1, "pgcoord: its output matches end of line$: no end of line"),
-        ("sleep 60 & echo done", {"fails_on": ["x"]}, 0, "done"),  # who holds the pipe is not waited for
+        ("sleep 60 & echo done", {"fails_on": ["x"]}, 0, "done"),  # not waiting for other holders of the pipe
         ("true", {"check": ["no-such-program"]}, 127, "pgcoord: cannot start the check no-such-program: No such file or directory"),
         (writes(CLAUDE_DENIED), {"agent": "claude"}, 1, "pgcoord: the agent was not allowed to use Bash npm test"),
         (writes(CLAUDE_OVERLOADED) + "exit 1", {"agent": "claude"}, 75, "pgcoord: try again later: API Error: Repeated 529 Overloaded errors"),
@@ -258,7 +258,7 @@ def test_a_check_that_hangs_is_ended_with_its_descendants() -> None:
 
 
 def test_a_phase_that_is_ended_during_its_check_ends_the_check() -> None:
-    # Told by the check itself, at its very beginning: it is hardly known then who it is.
+    # Signalled by the check itself at its very beginning, when its pid has just been stored.
     spec = json.dumps({"check": ["sh", "-c", "echo $$; kill -TERM $PPID; exec sleep infinity"]})
     command = [sys.executable, "-I", judge.__file__, spec, "true"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""A bounded fuzz that goes deep: two thousand creations and actions that succeed, all doors mixed.
+"""A bounded fuzz that goes deep: two thousand creations and actions by all interfaces, mixed.
 
 Whatever state they lead to, no request is answered with 5xx, each refusal says its reason, every
 page and list can be read, and the tables follow from each other (`support.mixed_load.faults`).

@@ -15,7 +15,8 @@ from websockets.exceptions import InvalidStatus
 
 from pgcoord.http.connections import Limits
 
-SHORT = Limits(connections=20, headers=0.3, body=0.3, refusal=0.3)
+# Long enough for what is sent at once, also by a process that is not run for a moment.
+SHORT = Limits(connections=20, headers=1.0, body=1.0, refusal=1.0)
 Socket = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 

@@ -8,7 +8,7 @@ from psycopg.rows import dict_row
 from support.database import Connection, add_feature, as_user, one
 
 # Functions, an aggregate and operators that a client may put before those of Postgres. Each leaves
-# a trace, where it can, of whom it ran as.
+# a trace, where it can, of the user that it ran as.
 HOSTILE = """
 create table {schema}.seen (who text, what text);
 grant insert on {schema}.seen to public;

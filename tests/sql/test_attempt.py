@@ -477,7 +477,7 @@ def test_losses_before_a_person_retried_do_not_count(conn: Connection) -> None:
 
 @pytest.fixture
 def abroad(conn: Connection, epoch: int) -> str:
-    """A running phase whose attempt is on the host `there`; who leads is `here`."""
+    """A running phase whose attempt is on the host `there`; the leader is on `here`."""
     queue_id = running(conn, epoch)
     conn.execute("update pgcoord.attempt set host = 'there'")
     return queue_id
@@ -499,9 +499,9 @@ def abandon(conn: Connection, epoch: int, queue_id: str) -> None:
 def test_an_attempt_of_another_host_is_left_alone_for_a_lease_after_the_lead_was_taken(
     conn: Connection, epoch: int, abroad: str
 ) -> None:
-    agenda = one(conn, "select * from pgcoord_private.next_work()")
-    assert agenda["abandoned"] == []
-    assert agenda["due_in"] == pytest.approx(60, abs=30)
+    work = one(conn, "select * from pgcoord_private.next_work()")
+    assert work["abandoned"] == []
+    assert work["due_in"] == pytest.approx(60, abs=30)
     abandon(conn, epoch, abroad)
     assert phase(conn, abroad)["status"] == "running"
 
@@ -676,7 +676,7 @@ def test_an_attempt_that_has_ended_or_is_being_ended_does_not_time_out(
     assert attempt_of(conn, queue_id)["ending"] == (None if status == "completed" else "cancelled")
 
 
-def test_the_agenda_names_the_nearest_deadline(conn: Connection) -> None:
+def test_the_next_work_names_the_nearest_deadline(conn: Connection) -> None:
     epoch = take_lead(conn, WORKFLOW | {"timeout_seconds": 500, "max_attempts": 2})
 
     def due_in() -> Any:

@@ -6,7 +6,16 @@ from datetime import timedelta
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
-from support.database import WORKFLOW, Connection, add_feature, add_phase, claim, start, take_lead
+from support.database import (
+    WORKFLOW,
+    Connection,
+    add_feature,
+    add_phase,
+    claim,
+    force,
+    start,
+    take_lead,
+)
 
 from pgcoord import __version__
 from pgcoord.database import schema
@@ -254,7 +263,7 @@ def test_a_job_of_an_engine_has_the_leader_and_a_late_start_is_named(
     add_feature(conn, {1: [], 2: []})
     claim(conn, epoch)
     conn.execute("update pgcoord.attempt set claimed_at = claimed_at - interval '1 min'")
-    conn.execute("update pgcoord.attempt set host = null where queue_id = 'queue-1-1'")
+    force(conn, "update pgcoord.attempt set host = null where queue_id = 'queue-1-1'")
     level, words, _ = not_ok(conn)["attempts"]
     assert level == "warn"
     assert words.startswith("1 phase is claimed, and not started: queue-1-2 for ")

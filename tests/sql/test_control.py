@@ -1,4 +1,4 @@
-"""Control: the number of slots, pauses, who leads, and when the coordinator is woken."""
+"""Control: the number of slots, pauses, the lead, and wake-ups of the coordinator."""
 
 from typing import Any
 
@@ -20,6 +20,8 @@ from support.database import (
     statuses,
     take_lead,
 )
+
+from pgcoord.actions import ACTIONS, Action
 
 
 def set_slots(conn: Connection, number: int) -> None:
@@ -46,6 +48,35 @@ def events(conn: Connection) -> list[tuple[str, str | None]]:
 def ten(conn: Connection, epoch: int) -> int:
     """A feature of ten phases that wait for nothing."""
     return add_feature(conn, {number: [] for number in range(1, 11)})
+
+
+@pytest.mark.parametrize(
+    "action", [each for each in ACTIONS if "reason" in each.arguments], ids=lambda each: each.name
+)
+def test_no_action_needs_a_reason(conn: Connection, action: Action) -> None:
+    feature = add_feature(conn, {1: []})
+    add_phase(conn, feature, 2, status="failed")
+    add_phase(conn, feature, 3, phase_data=Jsonb({"gate": "Shall it run?"}))
+    number = {"retry": 2, "approve": 3, "reject": 3}.get(action.verb, 1)
+    conn.execute("select pgcoord.add_schedule('nightly', '0 3 * * *', pgcoord.feature_plan(1))")
+    targets: dict[str, list[Any]] = {
+        "phase": [f"queue-{feature}-{number}"],
+        "feature": [feature],
+        "all": [],
+    }
+    values = targets.get(action.scope, ["nightly"])
+    conn.execute(f"select {action.statement(*('%s' for _ in values))}".encode(), values)
+
+
+def test_a_preview_names_a_feature_or_a_phase(conn: Connection) -> None:
+    feature = add_feature(conn, {1: [], 2: []})
+    for arguments, changed in (("p_queue_id => 'queue-1-2'", 1), ("p_feature_id => 1", 2)):
+        action = "cancel" if changed == 1 else "cancel_feature"
+        rows = conn.execute(f"select from pgcoord.preview('{action}', {arguments})".encode())
+        assert len(rows.fetchall()) == changed
+    with refused("PC001", "there is no phase null"):
+        conn.execute("select pgcoord.preview('cancel')")
+    assert statuses(conn, feature) == {1: "queued", 2: "queued"}
 
 
 # --- Slots

@@ -1,4 +1,4 @@
-"""Dependencies: what an edge may be, and who waits, or is blocked, because of it."""
+"""Dependencies: which edges are valid, and which phases wait, or are blocked, because of them."""
 
 from typing import Any
 
@@ -138,9 +138,13 @@ def test_null_dependencies_are_none(conn: Connection) -> None:
 @pytest.mark.parametrize(
     ("stored", "added", "path"),
     [
-        ({1: [2]}, {2: [1]}, {"1 → 2 → 1", "2 → 1 → 2"}),
-        ({1: [3], 2: [1]}, {3: [2]}, {"1 → 2 → 3 → 1", "2 → 3 → 1 → 2", "3 → 1 → 2 → 3"}),
-        ({1: [], 2: [1, 4], 3: [2]}, {4: [3]}, {"2 → 3 → 4 → 2", "3 → 4 → 2 → 3", "4 → 2 → 3 → 4"}),
+        ({1: [2]}, {2: [1]}, {"1 -> 2 -> 1", "2 -> 1 -> 2"}),
+        ({1: [3], 2: [1]}, {3: [2]}, {"1 -> 2 -> 3 -> 1", "2 -> 3 -> 1 -> 2", "3 -> 1 -> 2 -> 3"}),
+        (
+            {1: [], 2: [1, 4], 3: [2]},
+            {4: [3]},
+            {"2 -> 3 -> 4 -> 2", "3 -> 4 -> 2 -> 3", "4 -> 2 -> 3 -> 4"},
+        ),
     ],
 )
 def test_a_cycle_is_refused_with_its_path(
@@ -159,14 +163,14 @@ def test_a_cycle_is_refused_with_its_path(
 
 def test_an_update_that_closes_a_cycle_is_refused(conn: Connection) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [2], 4: [3]})
-    with refused("PC005", "would wait for itself: ", "4 → 2"):
+    with refused("PC005", "would wait for itself: ", "4 -> 2"):
         depend(conn, 2, [1, 4])
     assert edges(conn) == {(1, 2), (2, 3), (3, 4)}
 
 
 def test_the_path_of_a_long_cycle_is_shortened(conn: Connection) -> None:
     feature = add_feature(conn, {n: [n - 1] if n > 1 else [] for n in range(1, 101)})
-    with refused("PC005", " → … → "):
+    with refused("PC005", " -> ... -> "):
         conn.execute(
             "update phase_queue set depends_on_phases = '[100]'"
             " where feature_id = %s and phase_number = 1",

@@ -1,4 +1,4 @@
-"""Gates: a phase waits for a person's yes, holds no slot meanwhile, and says who said what."""
+"""Gates: a phase waits for approval, holds no slot meanwhile, and shows its answer and author."""
 
 import re
 from dataclasses import replace

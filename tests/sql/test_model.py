@@ -927,7 +927,7 @@ class Coordination(RuleBasedStateMachine):
             assert row["phases_blocked"] == statuses.count("blocked")
 
     @invariant()
-    def agenda_names_what_could_be_claimed(self) -> None:
+    def next_work_names_what_could_be_claimed(self) -> None:
         (row,) = self.rows("select locked from pgcoord_private.next_work()")
         line = [phase.queue_id for phase in self.model.line()] if self.model.free_slots() else []
         locked = {name.removeprefix("phase ") for name in row["locked"] if "attempt" not in name}

@@ -120,6 +120,9 @@ def insist(second: Session, future: Future[Rows], statement: str, *values: Any) 
     return future
 
 
+# A claim waits a second for a lock, which is not enough on a loaded machine: it is made again.
+WAITED = "55P03"
+
 COMPLETE = "select status from pgcoord.complete_phase(%s)"
 DEPEND = "update phase_queue set depends_on_phases = %s where queue_id = %s"
 INSERT = (
@@ -154,7 +157,7 @@ def test_eight_claimers_never_hold_more_than_three_slots_and_take_nothing_twice(
     load.run({"claimer": 8, "sampler": 1})
 
     assert load.wrong == []
-    assert not load.refusals
+    assert set(load.refusals) <= {WAITED}
     attempts = conn.execute("select * from pgcoord.attempt").fetchall()
     assert len({each["queue_id"] for each in attempts}) == len(attempts) == 1000
     assert {each["outcome"] for each in attempts} == {"completed"}
@@ -189,7 +192,7 @@ def test_a_claim_skips_a_phase_that_a_person_has_locked_until_the_commit(
     assert claim(conn, epoch) == ["queue-1-1"]
 
 
-def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_on_the_agenda(
+def test_a_phase_held_by_a_transaction_that_is_rolled_back_is_named_by_next_work(
     conn: Connection, epoch: int, first: Session
 ) -> None:
     add_feature(conn, {1: []})
@@ -316,7 +319,7 @@ def test_limits_and_inserted_running_phases_change_during_claims(
     load.run({"claimer": 4, "limiter": 1, "starter": 1, "sampler": 1})
 
     assert load.wrong == []
-    assert set(load.refusals) <= {"PC006"}
+    assert set(load.refusals) <= {"PC006", WAITED}
     attempts = conn.execute("select * from pgcoord.attempt").fetchall()
     assert overlaps(attempts) == []
     assert most_at_once(attempts) <= 4

@@ -1,4 +1,4 @@
-"""Results by SQL: who gets them, what is refused, what they cost."""
+"""Results by SQL: their readers, refusals and costs."""
 
 import pytest
 from psycopg.types.json import Jsonb

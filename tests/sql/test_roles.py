@@ -32,8 +32,9 @@ CLIENT = ("client", "coordinator")
 COORDINATOR = ("coordinator",)
 NOBODY: tuple[str, ...] = ()
 
-# Every state, and who may pass. Each is tried on the database of `house`, and rolled back.
-DOORS: list[tuple[str, tuple[str, ...]]] = [
+# Every statement, and the roles that may execute it. Each is tried on the database of `house`,
+# and rolled back.
+STATEMENTS: list[tuple[str, tuple[str, ...]]] = [
     ("select * from planned_features", READER),
     ("select * from phase_queue", READER),
     ("select * from pgcoord.feature", READER),
@@ -191,15 +192,15 @@ DOORS: list[tuple[str, tuple[str, ...]]] = [
     ("select pgcoord_private.expire_attempts()", COORDINATOR),
     ("select * from pgcoord_private.next_work()", COORDINATOR),
     ("select from phase_queue where queue_id = 'queue-1-4' for no key update", CLIENT),
-    # what is behind the doors
+    # tables and functions that only functions may use
     ("insert into pgcoord.event (kind, actor) values ('made up', 'another')", COORDINATOR),
     ("update pgcoord.event set actor = 'another'", NOBODY),
     ("delete from pgcoord.event", NOBODY),
     ("insert into pgcoord.slot values (9)", COORDINATOR),
-    ("update pgcoord.control set epoch = 99", COORDINATOR),
+    ("update pgcoord.control set place = 'here'", COORDINATOR),
     ("select 1 from pgcoord.control for update", COORDINATOR),
     ("update pgcoord.attempt set deadline = now()", COORDINATOR),
-    ("delete from pgcoord.dependency", COORDINATOR),
+    ("delete from pgcoord.workflow", COORDINATOR),
     ("delete from pgcoord.migration", NOBODY),
     ("select pgcoord_private.record_definitions()", NOBODY),
     ("select pgcoord_private.report_phase('queue-1-1', 'completed', null, null)", COORDINATOR),
@@ -258,9 +259,11 @@ def what_happens(conn: Connection, login: str, statement: str) -> str:
 def test_a_role_may_execute_its_functions_and_no_other(
     house: Connection, logins: dict[str, str], role: str
 ) -> None:
-    actual = {statement: what_happens(house, logins[role], statement) for statement, _ in DOORS}
+    actual = {
+        statement: what_happens(house, logins[role], statement) for statement, _ in STATEMENTS
+    }
     wanted = {
-        statement: "allowed" if role in allowed else "refused" for statement, allowed in DOORS
+        statement: "allowed" if role in allowed else "refused" for statement, allowed in STATEMENTS
     }
     assert {each for each in actual.items() if each not in wanted.items()} == set()
 

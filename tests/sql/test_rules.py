@@ -2,7 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import LiteralString
 
+import psycopg
+import pytest
 from support.database import Connection
 
 from pgcoord import assets
@@ -75,3 +78,38 @@ def test_the_functions_and_documents_name_existing_objects(conn: Connection) -> 
         if name not in known
     ]
     assert unknown == []
+
+
+def test_messages_and_hints_are_ascii() -> None:
+    # Postgres refuses to send another character to a client of LATIN1, in place of the refusal.
+    raised = re.compile(r"raise exception using.*?;\n", re.DOTALL)
+    actual = [
+        (path.name, block[0])
+        for path in FUNCTIONS
+        for block in raised.finditer(path.read_text())
+        if not block[0].isascii()
+    ]
+    assert actual == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
+        " values (1, 2, '[3]'), (1, 3, '[2]')",
+        "insert into phase_queue (feature_id, phase_number, phase_data) values (1, 2, '\"{}\"')",
+        "insert into phase_queue (feature_id, phase_number, depends_on_phases)"
+        " values (1, 2, to_jsonb(repeat('x', 300)))",
+        "insert into phase_queue (feature_id, phase_number, workflow_type) values (1, 2, 'x')",
+        "select pgcoord.submit_feature('[]')",
+    ],
+)
+def test_a_client_of_another_encoding_is_told_why_it_is_refused(
+    conn: Connection, statement: LiteralString
+) -> None:
+    conn.execute("insert into planned_features (id, title) values (1, 'x')")
+    conn.execute("set client_encoding = 'LATIN1'")
+    with pytest.raises(psycopg.Error) as caught:
+        conn.execute(statement)
+    assert caught.value.sqlstate in ("PC005", "PC008"), caught.value
+    conn.execute("reset client_encoding")

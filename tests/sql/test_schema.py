@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support import PATIENCE
 from support.cases import case
 from support.database import Connection, add_feature, add_phase, claim, upgrade
 
@@ -116,6 +118,29 @@ def test_an_upgrade_renews_functions_that_another_release_wrote(dsn: str) -> Non
     check(dsn)
     with psycopg.connect(dsn) as conn:
         assert conn.execute("select pgcoord_private.ordinal(2)").fetchone() == ("2nd",)
+
+
+@pytest.mark.scale
+def test_an_upgrade_that_deadlocks_with_a_reader_is_tried_again(dsn: str) -> None:
+    with (
+        ThreadPoolExecutor() as thread,
+        psycopg.connect(dsn, autocommit=True) as conn,
+        psycopg.connect(dsn) as reader,
+    ):
+        conn.execute("drop function pgcoord.resume(bigint)")
+        conn.execute("set deadlock_timeout = '3s'")  # and it is the one to give way
+        reader.execute("set deadlock_timeout = '10min'")
+        reader.execute("select from pgcoord.schedules")
+        upgraded = thread.submit(schema.upgrade, conn)
+        until = time.monotonic() + PATIENCE
+        with psycopg.connect(dsn, autocommit=True) as observer:
+            while not observer.execute(
+                "select pid from pg_locks where pid = %s and not granted", [conn.info.backend_pid]
+            ).fetchone():
+                assert time.monotonic() < until
+        reader.execute("select from pgcoord_private.claimable")  # renewed before the other
+        reader.rollback()
+        assert upgraded.result(PATIENCE) == ["functions"]
 
 
 def test_an_upgrade_that_fails_leaves_nothing(empty: str) -> None:
@@ -284,6 +309,8 @@ def test_every_function_and_trigger_comes_from_a_file(conn: Connection) -> None:
     )
     assert sorted(written) == sorted(row["proname"] for row in found)
     written = re.findall(r"^create or replace trigger (\w+) ", text, re.MULTILINE)
+    for path in (assets.SQL / "migrations").glob("*.sql"):  # what cannot be replaced
+        written += re.findall(r"^create constraint trigger (\w+) ", path.read_text(), re.MULTILINE)
     found = conn.execute("select tgname from pg_trigger where not tgisinternal")
     assert sorted(written) == sorted(row["tgname"] for row in found)
     written = re.findall(

@@ -99,8 +99,8 @@ def test_dead_rows_of_a_mixed_load_are_cleared_during_the_load(
     dsn: str, conn: Connection, epoch: int
 ) -> None:
     add_feature(conn, {1: [], 2: [1], 3: [1], 4: [2, 3]})
-    most, updates = 0, 0
-    load = Load(dsn, epoch, LONG, seed=1, is_enough=lambda _: updates > 100 * LONG)
+    most, updates, is_cleared = 0, 0, False
+    load = Load(dsn, epoch, LONG, seed=1, is_enough=lambda _: updates > 100 * LONG and is_cleared)
     # No actor deletes: the live rows grow, and the dead ones must not grow with them.
     actors = {"coordinator": 2, "reporter": 2, "person": 2, "hand": 2, "planner": 1}
     thread = threading.Thread(target=load.run, args=[actors])
@@ -113,6 +113,8 @@ def test_dead_rows_of_a_mixed_load_are_cleared_during_the_load(
         ).fetchone()
         assert row
         most, updates = max(most, row["dead"]), row["updates"]
+        # How many there are until autovacuum has come is the machine's affair.
+        is_cleared = is_cleared or row["dead"] < most / 2
     assert not load.wrong
     assert updates > 100 * LONG, "too little was done to say anything"
-    assert most < 5_000
+    assert is_cleared

@@ -66,6 +66,7 @@ fb809fb996bfbd85158b7c51dc2bbef00a02a53efc186b0bea38f256bd979175  0039_deleted_s
 82421ee2a28c3f1fc1e6949327ac2cd655768bdef21d684d6d38137aee812009  0040_plain_outcome.sql
 bd2b7141ecdef13217641ac953d1dd7f14b416b753ced4bcb04e85061d6f7c3f  0041_phase_holds.sql
 989dab6d220ed9f1f5a4f77c5a0651b329b6256770202566e1fbcc67eaccc5d3  0042_open_attempts.sql
+4ce6ae9302f2afc4d204a560f691182abfe644398935ecfaea2c763744e8fd05  0043_attempt_agrees.sql
 """
 
 
@@ -202,7 +203,8 @@ def test_0040_finds_its_way_beside_the_functions_of_the_release_before(dsn: str)
     text = (assets.SQL / "migrations" / "0040_plain_outcome.sql").read_text()
     with psycopg.connect(dsn) as conn:  # release 1 has none of those that were in its way
         conn.execute("create domain pgcoord.attempt_outcome as text")
-        conn.execute("drop trigger attempt_end_guards on pgcoord.attempt")  # of this release
+        for name in ("ending_guards", "insert_guards", "end_agrees"):  # of this release
+            conn.execute(f"drop trigger attempt_{name} on pgcoord.attempt".encode())
         conn.execute(text.encode())
         conn.rollback()
 

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Seconds until a test that waits gives up: what takes ten on two idle cores has taken more than
-# sixty on a loaded machine, and whoever waits for what comes pays nothing for more.
+# Seconds until a test that waits gives up: ten seconds on two idle cores have been more than
+# sixty on a loaded machine, and a test that passes waits no longer than it has to.
 PATIENCE = 300.0
 
 

@@ -20,6 +20,9 @@ PACKAGES = {
     "opencode": "opencode-ai@1.18.33",
     "qwen": "@qwen-code/qwen-code@0.15.10",
 }
+# Programs ask again for minutes at an answer that is an error; their last words are the same then.
+FEW_TRIES = {"claude": {"CLAUDE_CODE_MAX_RETRIES": "1"}}
+
 # Read by programs, and by nobody else.
 KEY = "secret-of-tests"
 
@@ -88,7 +91,10 @@ def settings(agent: str, model: FakeModel, home: Path) -> tuple[list[str], dict[
         return [*words, "--sandbox", "danger-full-access"], {"CODEX_API_KEY": KEY}
     if agent == "gemini":
         (home / ".gemini").mkdir()
-        chosen = {"security": {"auth": {"selectedType": "gemini-api-key"}}}
+        chosen = {
+            "security": {"auth": {"selectedType": "gemini-api-key"}},
+            "general": {"maxAttempts": 2},
+        }
         (home / ".gemini" / "settings.json").write_text(json.dumps(chosen))
         variables = {"GEMINI_API_KEY": KEY, "GOOGLE_GEMINI_BASE_URL": model.url}
         return ["--model", "gemini-2.5-flash", "--approval-mode", "yolo"], variables

@@ -180,6 +180,13 @@ def one(conn: Connection, statement: str, *values: object) -> dict[str, Any]:
     return row
 
 
+def force(conn: Connection, statement: str, *values: object) -> None:
+    """Execute *statement* with no trigger firing: what nobody could write, as a test needs it."""
+    with conn.transaction():
+        conn.execute("set local session_replication_role = replica")
+        conn.execute(statement.encode(), values)
+
+
 def phase(conn: Connection, queue_id: str) -> dict[str, Any]:
     return one(conn, "select * from phase_queue where queue_id = %s", queue_id)
 

@@ -4,8 +4,8 @@ import errno
 import random
 import socket
 
-# Below those that the system gives to clients, and to servers that let it choose: whoever does so
-# meanwhile, such as a test that runs beside this one, gets none of these.
+# Below those that the system gives to clients, and to servers that let it choose, so another
+# test, which runs beside this one, gets none of these.
 _FIRST, _LAST = 10_000, 32_000
 
 

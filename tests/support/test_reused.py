@@ -22,7 +22,7 @@ from support.database import (
 )
 from support.reused import Reused
 
-# What shows of a session to whoever has it. Not its plans: see support/reused.py.
+# The state of a session that its statements can see. Not its plans: see support/reused.py.
 SESSION = """
     select current_user, session_user, current_setting('application_name') as application,
         (select array_agg(name) from pg_settings where setting <> reset_val) as settings,
