@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from markdown_it.token import Token
 
-from pgcoord.plan.keys import NUMBER, number_of
+from pgcoord.plan.keys import NUMBER, number_of, plain_line
 from pgcoord.plan.model import Problem
 
 # A hyphen needs a space after it: "Phase 1-2: x" is not phase 1, titled "2: x".
@@ -188,14 +188,14 @@ def other_lines(lines: list[str], starts: list[Heading], numbers: set[int]) -> I
 
 
 def outside_of_code(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield each line that is in no fenced block of code: its index, and it without its end."""
+    """Yield each line that is in no fenced block of code: its index, and it as `plain_line`."""
     fence = ""
     for i, text in enumerate(lines):
         mark = re.match(r" {0,3}(```+|~~~+)", text)
         if mark and (not fence or mark[1].startswith(fence)):
             fence = "" if fence else mark[1]
         elif not fence:
-            yield i, text.rstrip("\r\n")
+            yield i, plain_line(text)
 
 
 def lost_headings(tokens: list[Token], lines: list[str], starting: set[int]) -> Iterator[Problem]:

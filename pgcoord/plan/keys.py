@@ -74,6 +74,11 @@ def is_blank(line: str) -> bool:
     return not line.strip(" \t\r\n")
 
 
+def plain_line(line: str) -> str:
+    """Return *line* without its end, with a usual blank for each that does not break."""
+    return line.rstrip("\r\n").translate({0xA0: " ", 0x202F: " "})
+
+
 def key_lines(body: list[str]) -> tuple[int, list[re.Match[str]]]:
     """Return the index at which the lines of keys at the head of *body* begin, and their matches.
 
@@ -82,7 +87,7 @@ def key_lines(body: list[str]) -> tuple[int, list[re.Match[str]]]:
     """
     start = next((i for i, line in enumerate(body) if not is_blank(line)), 0)
     matches = (
-        None if _begins_list(body, i) else _KEY_LINE.match(body[i].rstrip("\r\n"))
+        None if _begins_list(body, i) else _KEY_LINE.match(plain_line(body[i]))
         for i in range(start, len(body))
     )
     block = [match for match in takewhile(_is_key_line, matches) if match]

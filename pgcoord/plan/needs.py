@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from pgcoord.plan.headings import NAMES_PHASE, Heading, outside_of_code
-from pgcoord.plan.keys import NO_PHASES, NUMBER, is_blank, number_of, read_dependencies
+from pgcoord.plan.keys import NO_PHASES, NUMBER, is_blank, number_of, plain_line, read_dependencies
 from pgcoord.plan.model import Problem, Section
 
 # A line of prose, or the end of a title, that names the prerequisites of a phase.
@@ -58,15 +58,20 @@ _SAYS_NEED = re.compile(
 )
 
 
-def unread_dependencies(lines: list[str], starts: list[Heading]) -> Iterator[Problem]:
-    """Find what names dependencies of phases, and is read by nobody: graphs, and text above them.
+def unread_dependencies(
+    lines: list[str], starts: list[Heading], sections: Sequence[Section]
+) -> Iterator[Problem]:
+    """Find what names dependencies of phases, and is read by nobody: graphs, and text around them.
 
-    A note for each graph, and one for all of the text.
+    A note for each graph, one for all text above the phases, and one for all that is of no phase
+    below the first one, unless each phase says what it depends on.
     """
     below = "say it by 'Depends on: …' below the heading of each phase"
     graph, drawn = -1, set[str]()
     front = starts[0].start if starts else 0
     is_said = False
+    of_phases = {i for each in sections for i in range(each.line - 1, each.body[1] - 1)}
+    all_say = all("depends on" in each.keys for each in sections[1:])
     for i, line in enumerate(lines):
         if re.match(r"\s*(?:```+|~~~+)\s*mermaid\b", line):
             graph, drawn = i, set()
@@ -79,6 +84,9 @@ def unread_dependencies(lines: list[str], starts: list[Heading]) -> Iterator[Pro
         elif i < front and not is_said and _SAYS_NEED.search(line):
             is_said = True
             yield i + 1, f"dependencies that are named above the phases are not read: {below}"
+        elif i >= front and i not in of_phases and not all_say and _SAYS_NEED.search(line):
+            all_say = True
+            yield i + 1, f"dependencies that are named outside of a phase are not read: {below}"
 
 
 def read_needs(
@@ -93,7 +101,7 @@ def read_needs(
 
     Return the title without them. Prose that names no phase ("Dependencies: numpy") is ignored.
     """
-    need = NEED_OF_TITLE.search(title)
+    need = NEED_OF_TITLE.search(plain_line(title))
     need = need if need and _names_phases(need["value"], _is_certain(need["key"])) else None
     needs = [(line, need["value"])] if need else []
     needs += [(first_line + i, match["value"]) for i, match in needs_of_prose(body)]

@@ -95,7 +95,7 @@ def parse_plan(
         full_title, description = _read_front(tokens, headings, starts, lines, problems, title)
         description, budget = _take_budget(description, lines, problems, notes)
         sections = _read_sections(headings, starts, lines, problems, notes, takes_done)
-        notes += unread_dependencies(lines, starts)
+        notes += unread_dependencies(lines, starts, sections)
         for each in sections:
             notes += unread_needs(each, lines[each.line - 1 : each.body[1] - 1])
         others = other_lines(lines, starts, {each.number for each in sections})

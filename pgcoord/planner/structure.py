@@ -305,6 +305,7 @@ def read_structure(feature: Feature) -> Structure:
             f" {MOST_CHARACTERS:,} are planned at most",
             hint="Describe the work, and put the rest into files that it names.",
         )
+    text = text.translate({0xA0: " ", 0x202F: " "})  # a blank that does not break is one
     text = "\n".join(as_markdown(_without_front_matter(text.split("\n"))))
     reading = _read(text)
     work, notes = find_needs([each for each in reading.pieces if each.is_work], text)

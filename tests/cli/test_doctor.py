@@ -225,6 +225,9 @@ def test_doctor_tries_the_address_that_processes_report_to(desk: Desk) -> None:
 
 
 POOL = """
+[server]
+port = 0
+
 [pool.far]
 launcher = "command"
 slots = 2

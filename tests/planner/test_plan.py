@@ -1008,3 +1008,27 @@ def test_a_file_without_a_phase_names_what_its_author_took_for_one(
 ) -> None:
     told = [each for each in problems(text) if "no phase" not in each and "no title" not in each]
     assert [int(each.partition(":")[0]) for each in told] == lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "## Phase 3: c\n\nDepends\u00a0on: 1\n\nx\n",
+        "## Phase 3: c\nDepends on:\u00a01\n\nx\n",
+        "## Phase 3: c\n\nx\n\nDepends\u00a0on phase\u00a01.\n",
+        "## Phase 3: c (depends\u202fon\u00a01)\n\nx\n",
+        "## Phase\u00a03\u00a0: c\n**Depends\u00a0on:** 1\n\nx\n",
+    ],
+)
+def test_blanks_that_do_not_break_are_blanks(text: str) -> None:
+    plan = parse(f"{HEAD}{PHASE_1}## Phase 2: b\n\nx\n\n{text}")
+    assert plan.phases[2].depends_on == (1,)
+
+
+def test_dependencies_in_a_section_of_no_phase_are_named() -> None:
+    phases = f"{HEAD}{PHASE_1}## Phase 2: b\n{{}}\ny\n\n"
+    section = "## Dependencies\n\n- Phase 2 depends on Phase 1\n- Phase 3 depends on Phase 1\n"
+    below = "say it by 'Depends on: …' below the heading of each phase"
+    said = f"plan.md:13: dependencies that are named outside of a phase are not read: {below}"
+    assert said in parse(phases.format("") + section).notes
+    assert said not in parse(phases.format("Depends on: 1") + section).notes

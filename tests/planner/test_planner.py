@@ -134,6 +134,15 @@ def test_what_surrounds_a_list_of_work_is_in_the_prompts_and_no_phase_of_its_own
         assert "The steps:" not in each["prompt_content"]
 
 
+def test_blanks_that_do_not_break_are_blanks() -> None:
+    found = graph("1. Add a table\n2. Build a page\n3. Build another (depends\u00a0on\u00a01)")
+    assert found == {
+        "Add a table": set(),
+        "Build a page": {"Add a table"},
+        "Build another": {"Add a table"},
+    }
+
+
 @pytest.mark.parametrize(
     ("number", "digits"),
     [("一", 1), ("十", 10), ("十二", 12), ("二十", 20), ("二十三", 23), ("7", 7)],
