@@ -8,8 +8,8 @@ from support.desk import Desk
 
 from pgcoord.commands.hints import in_commands
 
-# A call without a command: it is for clients that send a feature as JSON.
-WITHOUT_COMMAND = {"feature_plan"}
+# Calls without a command: of clients that send JSON, of a program on its own phase, of the owner.
+WITHOUT_COMMAND = {"feature_plan", "set_result", "give_up_attempt"}
 
 
 @pytest.mark.parametrize(
