@@ -51,6 +51,10 @@ class _Course:
     def ended(self) -> bool:
         return self.status in ENDED
 
+    @property
+    def waits_in_engine(self) -> bool:
+        return self.status == "ready" and any(each.job for each in self.attempts[-1:])
+
 
 async def follow_log(
     surroundings: Surroundings, dsn: str, phase: str, number: int | None, lines: int | None
@@ -126,7 +130,8 @@ class _Printer:
         if over:
             self._print_rest()
         ended = over and (course.ended or self._printed == self._last)
-        if ended or course.unwatched or course.status in ("queued", "blocked"):
+        waits = course.status in ("queued", "blocked") or course.waits_in_engine
+        if ended or course.unwatched or waits:
             self._print_note(course.words)
         return ended
 

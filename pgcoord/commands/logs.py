@@ -22,7 +22,11 @@ from pgcoord.errors import NotFound, Refused
 from pgcoord.text import printable
 
 if TYPE_CHECKING:
+    from pgcoord.database.rows import Attempt
     from pgcoord.runs.logs import Log
+
+
+_NOT_STARTED = "it has not started, so it has no log"
 
 
 def register(app: typer.Typer) -> None:
@@ -112,14 +116,14 @@ async def _find_all(dsn: str, feature_id: int, runs: Path) -> "Sequence[tuple[st
             name = f"{phase.queue_id}: {printable(phase.title)}"
             attempts = await reads.attempts(conn, phase.queue_id)
             if not attempts:
-                logs_of_phases.append((name, "it has not started, so it has no log"))
+                logs_of_phases.append((name, _NOT_STARTED))
                 continue
             try:
-                log = log_of(phase.queue_id, attempts, None, host=gethostname(), runs=runs)[1]
+                found = log_of(phase.queue_id, attempts, None, host=gethostname(), runs=runs)
             except Refused as error:
                 logs_of_phases.append((name, str(error)))
             else:
-                logs_of_phases.append((name, log))
+                logs_of_phases.append((name, _NOT_STARTED if _has_none(*found) else found[1]))
     return logs_of_phases
 
 
@@ -130,8 +134,21 @@ async def _find(dsn: str, phase: str, number: int | None, runs: Path) -> "Log":
     async with session(dsn) as conn:
         queue_id = await find_phase(conn, phase)
         attempts = await reads.attempts(conn, queue_id)
-        if not attempts:
-            reasons = await reads.why(conn, queue_id)
-            because = f": {reasons[0].words}" if reasons else ""
-            raise Refused(f"{queue_id} has not started, so it has no log{because}")
-        return log_of(queue_id, attempts, number, host=gethostname(), runs=runs)[1]
+        if attempts:
+            attempt, log = log_of(queue_id, attempts, number, host=gethostname(), runs=runs)
+            if not _has_none(attempt, log):
+                return log
+            if attempt is not attempts[-1]:
+                words = f"{queue_id}, attempt {number}, never started, so it has no log"
+                raise Refused(f"{words}: {attempt.error}")
+        reasons = await reads.why(conn, queue_id)
+        because = f": {reasons[0].words}" if reasons else ""
+        raise Refused(f"{queue_id} has not started, so it has no log{because}")
+
+
+def _has_none(attempt: "Attempt", log: "Log") -> bool:
+    """Whether there is no log since *attempt* has not started, such as one that waits in an engine.
+
+    Blocks on I/O.
+    """
+    return attempt.started_at is None and not log.path.exists()

@@ -23,7 +23,7 @@ async def test_a_coordinator_without_descriptors_waits_until_there_are_some(
         limits = resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(coordinator.pid, resource.RLIMIT_NOFILE, (NONE, limits[1]))
         await watch.submit("true")
-        await coordinator.until("looked at again")
+        await coordinator.until("continues in")
         await watch.all(
             "select pg_terminate_backend(pid) from pg_stat_activity"
             " where application_name like 'pgcoord%%' and datname = current_database()"

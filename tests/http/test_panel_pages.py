@@ -51,7 +51,10 @@ async def test_the_history_is_filtered_and_exported(
     assert [each["kind"] for each in await answer.json()] == ["paused"]
     # The kind is looked at before anything is read.
     answer = await page.request.get(f"{panel}/history.xml?until=never")
-    assert (answer.status, "not sent as &#39;xml&#39;" in await answer.text()) == (404, True)
+    assert (answer.status, "cannot be exported as &#39;xml&#39;" in await answer.text()) == (
+        404,
+        True,
+    )
     await look(page, f"{panel}/history?until=2001-01-01")
     await expect(page.locator("#events tr")).to_have_count(0)
 

@@ -553,6 +553,7 @@ async def test_people_see_pool_engine_job_node_and_reason(
             cwd=tmp_path,
             env={**os.environ, "DATABASE_URL": dsn, "COLUMNS": "200"},
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
         )
         output, _ = await process.communicate()
         return output.decode()
@@ -564,6 +565,21 @@ async def test_people_see_pool_engine_job_node_and_reason(
         await watch.until_found("select from pgcoord.attempt where waits_for is not null")
         waits = "waits in pool far since [0-9:]+ UTC, job 1: Priority"
         assert re.search(waits, await said("status", "1"))
+        no_log = "has not started, so it has no log"
+        assert re.search(rf"{no_log}: {waits}", await said("logs", "1.1"))
+        assert no_log in await said("logs", "1")
+        following = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pgcoord", "logs", "-f", "1.1"),
+            cwd=tmp_path,
+            env={**os.environ, "DATABASE_URL": dsn, "COLUMNS": "200"},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert following.stderr
+        heard = b""
+        while not re.search(waits, heard.decode()):
+            heard += await following.stderr.readline() or pytest.fail(heard.decode())
+        following.terminate()
+        await following.wait()
         assert re.search(waits, (await site.client.get("/phases/queue-1-1")).text)
         await job.begin(watch.conn)
         await watch.until_statuses("running")
@@ -575,9 +591,9 @@ async def test_people_see_pool_engine_job_node_and_reason(
         for words in ("far (fake)", "node1", "job 1"):
             assert words in page
         (job.order.folder / "log").write_text("first\n")
-        following = asyncio.create_task(said("logs", "-f", "1.1"))
+        followed = asyncio.create_task(said("logs", "-f", "1.1"))
         await asyncio.sleep(0)
         with open(job.order.folder / "log", "a") as log:  # noqa: ASYNC230
             log.write("and last\n")
         await job.exit(watch.conn)
-        assert await following == "first\nand last\n"
+        assert "first\nand last\n" in await followed
