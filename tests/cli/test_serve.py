@@ -408,7 +408,7 @@ def test_a_request_that_waits_when_the_server_is_stopped_is_answered(
         asking = threading.Thread(target=ask)
         asking.start()
         waits = (
-            "select from pg_stat_activity where wait_event_type = 'Lock'"
+            "select pid from pg_stat_activity where wait_event_type = 'Lock'"
             " and datname = current_database() and query like '%cancel_phase%'"
         )
         with psycopg.connect(dsn, autocommit=True) as watch:
