@@ -31,6 +31,7 @@ NUMBERED = re.compile(
     rf"(?:(?P<kind>{KINDS}|pull request|commit"
     r"|story|ticket|chunk|slice|change|[a-z]{1,2}-?(?=\d))\s*#?"
     rf"(?P<named>\d{{1,3}}|(?:{'|'.join(NUMBER_WORDS)})\b)(?P<minor>\.\d{{1,2}})?"
+    r"(?:\s*(?:of|/)\s*\d{1,3})?(?P<remark>\s*\([^()\n]{1,80}\)(?=[*_]*\s*[:：–—-]))?"  # noqa: RUF001
     r"[*_]*\s*(?:[:：.)–—]|-(?=\s)|$)"  # noqa: RUF001
     rf"|(?P<roman>{'|'.join(ROMAN)})[.)](?=\s)"
     r"|(?P<bare>\d{1,3})(?:(?P<part>\.\d{1,2})\.?(?=\s)|[.)](?=\s)|\s+[-–—](?=\s)))"  # noqa: RUF001

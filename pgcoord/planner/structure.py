@@ -214,6 +214,10 @@ _BULLETS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     (re.compile(r"((?:#+\s+)?)\((\d{1,3})\)\s+"), r"\1\2. "),
     (re.compile(r"((?:#+\s+)?)(\d)\ufe0f?\u20e3\s*"), r"\1\2. "),
     (
+        re.compile(r"(?P<before>(?:#+\s+)?)(?P<digit>[①-⑳])\s*"),
+        lambda match: f"{match['before']}{ord(match['digit']) - ord('①') + 1}. ",
+    ),
+    (
         re.compile(rf"((?:#+\s+)?[*_]*)\[((?:{KINDS})\s*#?\d{{1,3}})\]\s*:?\s*", re.IGNORECASE),
         r"\1\2: ",
     ),
@@ -649,6 +653,8 @@ def _step(block: _Block, match: re.Match[str], until: int, lines: list[str], sec
     """Return the step that *block* begins and that goes on to the line *until*."""
     body = "\n".join(lines[block.end : until]).strip().removesuffix("---").rstrip()
     title = match["title"].strip()
+    if match["remark"]:  # "Step 2 (3 h): …", "Step 2 (after step 1): …"
+        title = re.sub(r"(?=[*_]*$)", f" {match['remark'].strip()}", title, count=1)
     if block.level == _OF_PARAGRAPH and not title.endswith(("**", "__")):
         body = f"{title}\n\n{body}".strip()
         title = re.split(r"\n(?=\W*\w[\w ]{0,20}[:：])", title, maxsplit=1)[0].rstrip()  # noqa: RUF001
