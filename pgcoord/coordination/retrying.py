@@ -71,6 +71,7 @@ class Retrying:
     """
 
     def __init__(self, stopping: asyncio.Event) -> None:
+        self._refused: set[int] = set()  # attempts of which `_note_error` has noted something
         self.interruptions = 0
         self._stopping = stopping
         self._stop: asyncio.Task[bool] | None = None  # one for all that wait: there are thousands
@@ -133,7 +134,8 @@ class Retrying:
             try:
                 async with self._pool.connection() as conn:
                     result = await _closing_on_error(conn, statement)
-                    if fact and is_noted:
+                    if fact and (is_noted or fact.attempt_id in self._refused):
+                        self._refused.discard(fact.attempt_id)
                         await _closing_on_error(
                             conn, partial(claims.forget_unrecorded, attempt_id=fact.attempt_id)
                         )
@@ -151,6 +153,10 @@ class Retrying:
                     raise Stopped(message_of(error)) from error
             except (DatabaseUnusable, *LOST_CONNECTION) as error:
                 await self._pause_unless_stopping(backoff, error, fact)
+            except psycopg.Error as error:  # such as one of a trigger of somebody else's
+                if fact:
+                    await self._note_error(fact, error.diag.message_primary or message_of(error))
+                raise
 
     async def _find_lock(self, fact: Fact | None, *, far: bool) -> str | None:
         """Return the name of the lock that prevents a statement; note it if it is for *fact*.
@@ -167,6 +173,17 @@ class Retrying:
         except (CoordError, psycopg.Error) as error:
             logger.debug("the lock was not identified: %s", error)
             return None
+
+    async def _note_error(self, fact: Fact, error: str) -> None:
+        """Note that the database refuses the record of *fact*, which is tried again later."""
+        try:
+            async with self._pool.connection(timeout=1) as conn:
+                words = f"error: {error}"
+                await claims.note_unrecorded(conn, fact.attempt_id, fact.words, words)
+        except (CoordError, psycopg.Error) as failed:
+            logger.debug("the error was not noted: %s", failed)
+        else:
+            self._refused.add(fact.attempt_id)
 
     async def _await_lock(self, lock: str, fact: Fact | None) -> None:
         """Wait until *lock* is free. Raises `Stopped` when the coordinator is stopped first."""

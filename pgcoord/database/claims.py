@@ -509,7 +509,10 @@ async def held_by(conn: Connection, name: str) -> str | None:
 
 
 async def note_unrecorded(conn: Connection, attempt_id: int, words: str, lock: str) -> None:
-    """Note for the panel that *lock* prevents the record of an event (*words*) of an attempt."""
+    """Note for `why` and the panel that *lock* prevents the record of an event of an attempt.
+
+    *words*: the event; *lock*: what another session has locked, or "error: …", a refusal.
+    """
     await fetch_value(
         conn, "select pgcoord_private.note_unrecorded(%s, %s, %s)", attempt_id, words, lock
     )

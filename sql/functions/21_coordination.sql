@@ -215,16 +215,18 @@ begin atomic
     limit 1;
 end;
 
--- Events of attempts that are not recorded yet, because another session has locked a row that the record would change.
+-- Events of attempts that are not recorded yet, because another session has locked a row that the record would change, or
+-- because the database refuses it ("error: …" in place of the lock), as a trigger of somebody else's may.
 create or replace view pgcoord_private.unrecorded_now as
 select u.attempt_id, a.queue_id, u.since, u.lock,
-    format('%s, which is not recorded yet: it needs %s, which is held by %s', u.words, u.lock,
-        coalesce(pgcoord_private.held_by(u.lock), 'somebody')) as words
+    format('%s, which is not recorded yet: ', u.words) || case when u.lock like 'error: %'
+        then format('it is tried again and again, and the database refuses it: %s', split_part(substr(u.lock, 8), e'\n', 1))
+        else format('it needs %s, which is held by %s', u.lock, coalesce(pgcoord_private.held_by(u.lock), 'somebody')) end as words
 from pgcoord.unrecorded as u
     join pgcoord.attempt as a on a.id = u.attempt_id
 where a.exited_at is null;
 comment on view pgcoord_private.unrecorded_now is
-    'Events of attempts that cannot be recorded yet, and the session that holds the lock.';
+    'Events of attempts that cannot be recorded yet, and the session that holds the lock, or the error.';
 
 -- Claimable phases that a coordinator cannot claim: all if it waits for the control row or for slots, otherwise those that
 -- are locked by the transaction for which it waits.

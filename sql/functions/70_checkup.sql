@@ -353,10 +353,12 @@ set search_path = pg_catalog, pg_temp as $$
     select 'locks', case when h.words is null and u.n = 0 then 'ok' else 'warn' end,
         case when h.words is null and u.n = 0 then 'no coordinator waits for a lock'
             else concat_ws('; ',
-                case when u.n > 0 then format('what the process did cannot be recorded yet: %s', pgcoord_private.some_of(u.names)) end,
+                case when u.n > 0 then format('what the process did cannot be recorded yet: %s', pgcoord_private.some_of(u.names))
+                    || coalesce(': ' || u.error, '') end,
                 h.words)
         end,
         case when h.words is not null then 'end that transaction, or: ' || h.ending
+            when u.error is not null then 'it is tried again by itself: look at triggers of yours on phase_queue and on the tables of pgcoord'
             when u.n > 0 then 'a coordinator on the same machine records it once it runs: ''pgcoord serve''' end
     from (
             select string_agg(format('%s is held by %s', pgcoord_private.some_of(locks), words), '; ' order by since) as words,
@@ -364,7 +366,9 @@ set search_path = pg_catalog, pg_temp as $$
             from holder
         ) as h
         cross join (
-            select count(*) as n, array_agg(queue_id order by since) as names from pgcoord_private.unrecorded_now
+            select count(*) as n, array_agg(queue_id order by since) as names,
+                split_part(substr(min(lock) filter (where lock like 'error: %'), 8), e'\n', 1) as error
+            from pgcoord_private.unrecorded_now
         ) as u;
 $$;
 

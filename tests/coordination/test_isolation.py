@@ -221,6 +221,36 @@ async def test_a_claim_waits_for_locked_slots_and_names_them(
         await watch.until_statuses("completed")
 
 
+async def test_an_end_that_the_database_refuses_is_visible_with_the_error(
+    dsn: str, watch: Watch, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    await watch.submit(f"read _ < {gate.path}")
+    async with running(make_coordinator(dsn, tmp_path)):
+        await watch.until_statuses("running")
+        await watch.conn.execute(
+            "create function public.refuse() returns trigger language plpgsql as"
+            " $$ begin raise 'not on a Friday'; end $$;"
+            " create trigger refuses before update of status on phase_queue"
+            " for each row execute function public.refuse()"
+        )
+        gate.open()
+        await watch.until_found("select from pgcoord.unrecorded")
+        (reason, *_) = await watch.all("select * from pgcoord.why('queue-1-1')")
+        assert reason["kind"] == "unrecorded"
+        assert reason["words"] == (
+            "its process exited with status 0, which is not recorded yet: it is tried again and"
+            " again, and the database refuses it: not on a Friday"
+        )
+        found = await watch.one("select * from pgcoord.checkup() where kind = 'locks'")
+        assert found["words"].endswith("cannot be recorded yet: queue-1-1: not on a Friday")
+        assert "look at triggers of yours" in found["remedy"]
+        assert await watch.all("select from pgcoord.attention where kind = 'locked'")
+        await watch.conn.execute("drop trigger refuses on phase_queue")
+        await watch.until_statuses("completed")
+    assert not await watch.all("select from pgcoord_private.unrecorded_now")
+
+
 async def test_stopping_leaves_an_end_that_waits_for_a_lock_to_the_next_coordinator(
     dsn: str, watch: Watch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
