@@ -118,22 +118,25 @@ class Listener:
         Not by psycopg's `notifies`, which takes a task and a lock for each wait.
         """
         loop, descriptor = asyncio.get_running_loop(), self.conn.fileno()
-        loop.add_reader(descriptor, self._read)
+        loop.add_reader(descriptor, self._read, descriptor)
         try:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
         except TimeoutError:
             return False
         finally:
-            loop.remove_reader(descriptor)
+            if not self._lost:
+                loop.remove_reader(descriptor)
         if self._lost:
             raise self._lost
         return True
 
-    def _read(self) -> None:
+    def _read(self, descriptor: int) -> None:
         try:
             self.conn.pgconn.consume_input()
         except psycopg.OperationalError as error:
+            # Now: libpq has closed the socket, so that the next file opened has its number.
+            asyncio.get_running_loop().remove_reader(descriptor)
             self._lost = error
             self._woken.set()
         else:

@@ -202,6 +202,39 @@ async def test_the_coordinator_goes_on_after_its_backends_were_terminated(
         await watch.until_statuses("completed", "completed", "completed")
 
 
+async def test_a_lost_connection_leaves_the_next_file_of_its_number_alone(dsn: str) -> None:
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    pipe, into = os.pipe()
+    async with listening(dsn, session.WAKE) as listener:
+        number = listener.conn.fileno()
+
+        def reuse() -> None:
+            """Take the number as soon as it is free, and wait for the pipe under it."""
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(pipe, number)
+                loop.add_reader(number, readable.set)
+            else:
+                loop.call_soon(reuse)
+
+        waiting = asyncio.create_task(listener.wait(None))
+        await asyncio.sleep(0)
+        loop.call_soon(reuse)
+        async with await connect(dsn) as conn:
+            await conn.execute(
+                "select pg_terminate_backend(%s)", [listener.conn.pgconn.backend_pid]
+            )
+        with pytest.raises(psycopg.OperationalError):
+            await waiting
+    os.write(into, b"1")
+    async with asyncio.timeout(PATIENCE):
+        await readable.wait()
+    loop.remove_reader(number)
+    for each in (pipe, into, number):
+        os.close(each)
+
+
 async def test_a_wake_up_sent_while_the_listener_was_away_is_made_up_for(
     dsn: str, watch: Watch, tmp_path: Path
 ) -> None:
