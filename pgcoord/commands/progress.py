@@ -133,6 +133,12 @@ async def follow_through(
         await asyncio.sleep(_RETRY_INTERVAL)
 
 
+async def read_through(dsn: str, read: Callable[[Connection], Awaitable[Reading]]) -> Reading:
+    """Return what *read* reads, reconnecting as `follow_through` does; raises as that."""
+    async with aclosing(follow_through(dsn, read)) as readings:
+        return await anext(readings)
+
+
 class Progress(Protocol):
     """Shows the progress of one feature."""
 

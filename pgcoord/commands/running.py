@@ -23,6 +23,7 @@ from pgcoord.configuration.model import Configuration
 from pgcoord.configuration.reading import differences
 from pgcoord.coordination.coordinator import RECONFIGURED, Coordinator
 from pgcoord.database import actions, claims, reads
+from pgcoord.database._sql import Connection
 from pgcoord.database.backoff import Backoff
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.listener import check_wake_ups, only_one_connection
@@ -177,7 +178,11 @@ class Runner:
             )
 
     async def _log_other_features(self, feature_id: int) -> None:
-        if self._coordinator.led and (others := await self._others(feature_id)):
+        from pgcoord.commands.progress import read_through
+
+        if self._coordinator.led and (
+            others := await read_through(self._dsn, lambda conn: self._others(conn, feature_id))
+        ):
             logger.warning(
                 "this process leads, so it also runs the other queued features: %s", others
             )
@@ -188,22 +193,21 @@ class Runner:
             return
         async with session(self._dsn) as conn:
             leader = await reads.leader(conn)
-        if leader is None and (others := await self._others(feature_id)):
+            others = await self._others(conn, feature_id)
+        if leader is None and others:
             logger.warning("still queued: %s; 'pgcoord serve' runs it", others)
 
-    async def _others(self, feature_id: int) -> str:
+    async def _others(self, conn: Connection, feature_id: int) -> str:
         from pgcoord.commands.progress import clean
 
-        async with session(self._dsn) as conn:
-            features = await reads.features(conn, unfinished=True)
-            waiting = [
-                f"feature {each.id} ({clean(each.title)})"
-                for each in features
-                if each.id != feature_id
-                and each.paused_at is None
-                and each.total_phases
-                > each.phases_completed + each.phases_failed + each.phases_blocked
-            ]
+        features = await reads.features(conn, unfinished=True)
+        waiting = [
+            f"feature {each.id} ({clean(each.title)})"
+            for each in features
+            if each.id != feature_id
+            and each.paused_at is None
+            and each.total_phases > each.phases_completed + each.phases_failed + each.phases_blocked
+        ]
         more = len(waiting) - _MOST_NAMED
         return ", ".join([*waiting[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])])
 

@@ -18,9 +18,10 @@ from support import PATIENCE
 from support.coordination import Gate, Watch, make_coordinator, running, scripts, watching
 
 from pgcoord.commands.context import check_schema
+from pgcoord.commands.progress import read_through
 from pgcoord.coordination.coordinator import Coordinator
 from pgcoord.coordination.supervision import Supervision
-from pgcoord.database import schema, session
+from pgcoord.database import reads, schema, session
 from pgcoord.database.connect import connect, may_pass
 from pgcoord.database.embedded import EmbeddedPostgres
 from pgcoord.database.listener import (
@@ -478,6 +479,17 @@ async def test_the_checks_of_the_start_are_tried_again_wherever_they_are_cut_off
             break
     assert len(lost) > 10
     assert [each for each in lost if not may_pass(each[1])] == []
+
+
+@pytest.mark.scale  # a second for each packet
+async def test_what_run_shows_is_read_again_wherever_it_is_cut_off(dsn: str) -> None:
+    for number in itertools.count(1):
+        async with cutting_at(dsn, number, "one") as (way, cut):
+            row = await read_through(way, reads.leader)
+        assert row is None
+        if not cut.is_set():
+            break
+    assert number > 5
 
 
 @pytest.mark.scale
