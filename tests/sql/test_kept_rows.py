@@ -63,8 +63,6 @@ REFUSED = {
     "update pgcoord.attempt set started_at = null where id = 3": "PC008",
     "update pgcoord.attempt set ending = 'completed' where id = 3": "PC005",
     "update pgcoord.attempt set ending = 'failed' where id = 2": "PC008",
-    "merge into pgcoord.attempt using (values (2)) as v (i) on id = i"
-    " when matched then update set outcome = 'completed'": "PC008",
     **{
         f"update pgcoord.attempt set {change} where id = 3": "PC008"
         for change in (
@@ -128,6 +126,18 @@ def test_what_follows_and_what_has_happened_cannot_be_written_by_hand(conn: Conn
             with refused(sqlstate):
                 conn.execute(statement.encode())
             assert faults_but_slots(conn) == []
+
+
+@pytest.mark.usefixtures("work")
+def test_a_merge_is_refused_as_an_update_is(conn: Connection) -> None:
+    if conn.info.server_version < 150000:
+        pytest.skip("PostgreSQL has MERGE since 15")
+    with refused("PC008"):
+        conn.execute(
+            "merge into pgcoord.attempt using (values (2)) as v (i) on id = i"
+            " when matched then update set outcome = 'completed'"
+        )
+    assert faults_but_slots(conn) == []
 
 
 @pytest.mark.usefixtures("work")
