@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 
 import psycopg
@@ -170,15 +170,21 @@ def test_a_server_that_cannot_start_is_not_tried_after_db_stop(bare_desk: Desk) 
     assert AGAIN not in serve.output
 
 
-def test_a_server_that_dies_while_it_is_upgraded_is_started_again(bare_desk: Desk) -> None:
-    desk = bare_desk
+@contextmanager
+def upgrades_waiting(desk: Desk) -> Iterator[tuple[Program, Program, psycopg.Connection]]:
+    """An `upgrade` and a `serve` that wait for the lock of upgrades, and its session."""
     assert desk.call("db", "start").returncode == 0
     with closing(psycopg.connect(server_of(desk).dsn, autocommit=True)) as conn:
         conn.execute("select pg_advisory_lock(hashtext('pgcoord.upgrade'))")
         upgrade, serve = desk.start("upgrade"), desk.start("serve")
         upgrade.until("waits for a lock")
         serve.until("waits for a lock")
-        kill_server(server_of(desk))
+        yield upgrade, serve, conn
+
+
+def test_a_server_that_dies_while_it_is_upgraded_is_started_again(bare_desk: Desk) -> None:
+    with upgrades_waiting(bare_desk) as (upgrade, serve, _):
+        kill_server(server_of(bare_desk))
         assert upgrade.wait() == 6
     assert "Traceback" not in upgrade.output
     serve.until(AGAIN)
@@ -186,13 +192,7 @@ def test_a_server_that_dies_while_it_is_upgraded_is_started_again(bare_desk: Des
 
 
 def test_an_upgrade_is_tried_again_whose_statement_was_cancelled(bare_desk: Desk) -> None:
-    desk = bare_desk
-    assert desk.call("db", "start").returncode == 0
-    with closing(psycopg.connect(server_of(desk).dsn, autocommit=True)) as conn:
-        conn.execute("select pg_advisory_lock(hashtext('pgcoord.upgrade'))")
-        upgrade, serve = desk.start("upgrade"), desk.start("serve")
-        upgrade.until("waits for a lock")
-        serve.until("waits for a lock")
+    with upgrades_waiting(bare_desk) as (upgrade, serve, conn):
         conn.execute(
             "select pg_cancel_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'"
         )
